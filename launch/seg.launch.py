@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start the segmentation node on a robot's own topics: `ros2 launch xmodal_seg seg.launch.py --show-args`."""
+
+import os
+from pathlib import Path
+
+from ament_index_python.packages import get_package_share_directory
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown
+from launch.conditions import IfCondition
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+SHARE = Path(get_package_share_directory("xmodal_seg"))
+
+# Empty: what the parameter file says. name -> (default, description)
+ARGUMENTS = {
+    "params_file": (str(SHARE / "config/nodes/segmentation_node.param.yaml"), "parameter file of the node"),
+    "cameras": ("", "names of the cameras, separated by commas; 'none' for LiDAR alone"),
+    "image_topics": ("", "image topic of each camera, separated by commas, in the order of cameras"),
+    "camera_info_topics": ("", "CameraInfo topic of each camera, separated by commas; else beside the image topics"),
+    "image_transport": ("", "raw or compressed"),
+    "points_topic": ("", "PointCloud2 topic of the LiDAR"),
+    "reliability": ("", "QoS of images and points: best_effort (hears every publisher) or reliable"),
+    "intensity_min": ("", "LiDAR intensity that the model shall see as 0"),
+    "intensity_max": ("", "LiDAR intensity that the model shall see as 1"),
+    "lidar_frame": ("", "overrides the frame_id of the points"),
+    "camera_frames": ("", "overrides the frame_id of each camera, separated by commas"),
+    "calibration_file": ("", "YAML with camera poses (and intrinsics) where transforms or CameraInfo are missing"),
+    "checkpoint": ("", "checkpoint folder; else the shipped one"),
+    "device": ("", "auto, cpu, cuda or cuda:N"),
+    "use_sim_time": ("false", "true when a bag is played with --clock"),
+    "namespace": ("", "namespace of the node and of its relative topics"),
+    "autostart": ("true", "configure and activate at once; false for a lifecycle manager"),
+    "log_level": ("info", "debug, info, warn, error or fatal"),
+    "rviz": (
+        "false",
+        "also start RViz with cloud and overlay (it has no display for diagnostics: see rqt_robot_monitor, Foxglove)",
+    ),
+}
+LISTS = ("cameras", "image_topics", "camera_info_topics", "camera_frames")
+STRINGS = ("image_transport", "points_topic", "reliability", "lidar_frame", "calibration_file", "checkpoint", "device")
+NUMBERS = ("intensity_min", "intensity_max")
+FLAGS = ("use_sim_time", "autostart")
+
+
+def generate_launch_description() -> LaunchDescription:
+    """All arguments, then the nodes."""
+    arguments = [
+        DeclareLaunchArgument(name, default_value=default, description=description)
+        for name, (default, description) in ARGUMENTS.items()
+    ]
+    return LaunchDescription([*arguments, OpaqueFunction(function=make_nodes)])
+
+
+def make_nodes(context: LaunchContext) -> list:
+    """The node with the parameters that were given, and RViz if asked for."""
+    values = {name: context.perform_substitution(LaunchConfiguration(name)) for name in ARGUMENTS}
+    node = Node(
+        package="xmodal_seg",
+        executable="segmentation_node",
+        name="xmodal_seg",
+        namespace=values["namespace"],
+        parameters=[values["params_file"], parameter_overrides(values)],
+        arguments=["--ros-args", "--log-level", values["log_level"]],
+        output="screen",
+        on_exit=Shutdown(reason="the segmentation node has ended"),
+    )
+    rviz = Node(
+        package="rviz2",
+        executable="rviz2",
+        namespace=values["namespace"],  # the layout's topics are relative
+        arguments=["-d", str(SHARE / "config/rviz/seg.rviz"), *fixed_frame(values["lidar_frame"])],
+        parameters=[{"use_sim_time": to_bool("use_sim_time", values["use_sim_time"])}],
+        condition=IfCondition(values["rviz"]),
+    )
+    return [*large_message_transport(), node, rviz]
+
+
+def parameter_overrides(values: dict[str, str]) -> dict[str, object]:
+    """Launch arguments -> parameters; an empty argument leaves the parameter file's value."""
+    overrides: dict[str, object] = {name: to_bool(name, values[name]) for name in FLAGS}
+    overrides |= {name: values[name] for name in STRINGS if values[name]}
+    overrides |= {name: to_number(name, values[name]) for name in NUMBERS if values[name]}
+    overrides |= {name: split(values[name]) for name in LISTS if values[name]}
+    if values["cameras"] == "none":
+        overrides["cameras"] = [""]  # a ROS parameter list cannot be empty without losing its type
+    return overrides
+
+
+def fixed_frame(lidar_frame: str) -> list[str]:
+    """RViz's option for the frame to show, if it is known here."""
+    return ["-f", lidar_frame] if lidar_frame else []
+
+
+def split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def to_bool(name: str, text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f"{name}: expected true or false, got {text!r}")
+    return text.lower() == "true"
+
+
+def to_number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected a number, got {text!r}") from error
+
+
+def large_message_transport() -> list[SetEnvironmentVariable]:
+    """Fast DDS loses multi-megabyte images and clouds between processes with its default transports."""
+    if "FASTDDS_BUILTIN_TRANSPORTS" in os.environ:
+        return []
+    return [SetEnvironmentVariable("FASTDDS_BUILTIN_TRANSPORTS", "LARGE_DATA")]

@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from helpers import NUM_CLASSES, make_frame, tiny_settings
+
+from xmodal_seg.bag_files import open_bag, typestore
+from xmodal_seg.bag_topics import SensorTopics, read_label_space
+from xmodal_seg.bag_writing import GROUND_TRUTH_TOPIC, LABELLED_TOPIC, labelled_message
+from xmodal_seg.bags import write_bag
+from xmodal_seg.checkpoint import save_checkpoint
+from xmodal_seg.commands import demo, demo_report
+from xmodal_seg.commands.main import SUBCOMMANDS, main
+from xmodal_seg.commands.processes import child, deferred_interrupts, environment_variables, free_domain
+from xmodal_seg.commands.report import LabelReport
+from xmodal_seg.inference import Segmenter
+from xmodal_seg.labels import UNLABELED, LabelSpace
+from xmodal_seg.messages import decode_cloud, decode_cloud_labels
+from xmodal_seg.models.segmenter import SegmentationModel
+from xmodal_seg.structures import Frame
+
+SPACE = LabelSpace(
+    name="five", class_names=tuple("abcde"), colours=tuple((40 * i, 250 - 40 * i, 99) for i in range(NUM_CLASSES))
+)
+NUM_FRAMES = 3
+DEADLINE_S = 120.0
+
+
+def frames() -> list[Frame]:
+    return [
+        make_frame(num_points=101 + 10 * i, stamp_ns=10**12 + i * 10**8, seed=i, num_cameras=2)
+        for i in range(NUM_FRAMES)
+    ]
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("commands") / "bag"
+    write_bag(path, frames(), image_format="png", label_space=SPACE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("commands") / "checkpoint"
+    model = SegmentationModel(settings=tiny_settings())
+    save_checkpoint(path, model, label_space=SPACE, metadata={"trained": True, "recipe": "none"})
+    return path
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_subcommand_and_loads_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(name in text and subcommand.summary in text for name, subcommand in SUBCOMMANDS.items())
+    code = "import sys; from xmodal_seg.commands.main import main; main(['--help']); sys.exit('numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_every_subcommand_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0
+    assert f"usage: xmodal-seg {name}" in capsys.readouterr().out
+
+
+def test_wrong_use_ends_with_a_sentence_and_exit_code_2(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main([]) == 2
+    assert main(["fly"]) == 2
+    assert capsys.readouterr().err == f"xmodal-seg: no subcommand 'fly'; there are {', '.join(SUBCOMMANDS)}\n"
+    assert main(["label-bag", str(tmp_path / "none"), "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"xmodal-seg label-bag: no bag at {tmp_path / 'none'}: no such file or folder\n"
+
+
+def test_module_runs_as_a_program() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "xmodal_seg.commands", "fly"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert "no subcommand 'fly'" in result.stderr
+
+
+# --- info ------------------------------------------------------------------------------------------------------------
+
+
+def test_info_says_what_a_checkpoint_holds(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--checkpoint", str(checkpoint), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["checkpoint"]["trained"] is True
+    assert found["checkpoint"]["label_space"] == {"name": "five", "class_names": list("abcde")}
+    assert found["checkpoint"]["metadata"]["recipe"] == "none"
+    assert found["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert found["devices"][0]["device"] == "cpu"
+
+
+def test_info_says_that_weights_are_untrained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = SegmentationModel(settings=tiny_settings())
+    save_checkpoint(tmp_path / "raw", model, label_space=SPACE, metadata={"trained": False})
+    assert main(["info", "--checkpoint", str(tmp_path / "raw")]) == 0
+    text = capsys.readouterr().out
+    assert "UNTRAINED" in text
+    assert "five: a, b, c, d, e" in text
+
+
+def test_info_refuses_a_folder_without_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "--checkpoint", str(tmp_path)]) == 2
+    assert "no checkpoint here" in capsys.readouterr().err
+
+
+# --- label-bag -------------------------------------------------------------------------------------------------------
+
+
+def read_labels(path: Path) -> dict[int, np.ndarray]:
+    with open_bag(path) as bag:
+        messages = [message.decode() for message in bag.messages([LABELLED_TOPIC])]
+    return {m.header.stamp.sec * 10**9 + m.header.stamp.nanosec: decode_cloud_labels(m) for m in messages}
+
+
+def numpy_miou(truth: np.ndarray, labels: np.ndarray) -> float:
+    known = truth >= 0
+    ious = []
+    for class_id in range(NUM_CLASSES):
+        is_true, is_said = (truth == class_id) & known, (labels == class_id) & known
+        if (is_true | is_said).any():
+            ious.append((is_true & is_said).sum() / (is_true | is_said).sum())
+    return 100 * float(np.mean(ious))
+
+
+def test_label_bag_labels_every_sweep_as_the_segmenter_does(bag: Path, checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(["label-bag", str(bag), "--out", str(out), "--checkpoint", str(checkpoint), "--device", "cpu"]) == 0
+    segmenter = Segmenter.load(checkpoint, device="cpu")
+    found = read_labels(out / "output")
+    assert list(found) == [frame.stamp_ns for frame in frames()]
+    for frame in frames():
+        np.testing.assert_array_equal(found[frame.stamp_ns], segmenter.predict(frame).labels)
+    with open_bag(out / "output") as output:
+        assert read_label_space(output, LABELLED_TOPIC) == SPACE
+        first = next(output.messages([LABELLED_TOPIC])).decode()
+        np.testing.assert_array_equal(decode_cloud(first, intensity_range=None).points, frames()[0].points)
+
+    metrics = json.loads((out / "metrics.json").read_text())
+    truth, said = np.concatenate([f.labels for f in frames()]), np.concatenate(list(found.values()))
+    assert metrics["frames"] == NUM_FRAMES
+    assert metrics["points"] == sum(metrics["points_per_class"].values()) == len(truth)
+    assert metrics["miou"] == pytest.approx(numpy_miou(truth, said), abs=0.06)
+    assert metrics["checkpoint"]["trained"] is True
+    assert cv2.imread(str(out / "summary.png")) is not None
+
+
+def test_label_bag_takes_choices_and_protects_earlier_results(
+    bag: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["label-bag", str(bag), "--out", str(tmp_path), "--checkpoint", str(checkpoint)]
+    assert main([*arguments, "--cameras", "--min-probability", "1", "--storage", "sqlite3"]) == 0
+    assert all((labels == UNLABELED).all() for labels in read_labels(tmp_path / "output").values())
+    assert main(arguments) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert main([*arguments, "--overwrite", "--cameras", "camera_1"]) == 0
+    assert "cameras /camera_1/image/compressed\n" in capsys.readouterr().out
+
+
+def test_report_compares_only_the_same_classes(tmp_path: Path) -> None:
+    frame, other = frames()[0], replace(SPACE, class_names=tuple("vwxyz"))
+    labels = np.zeros(frame.num_points, dtype=np.uint8)
+    report = LabelReport(label_space=SPACE, truth_space=other, trained=False, shown=0)
+    report.add(frame, labels)
+    assert report.metrics()["miou"] is None
+    assert report.metrics()["points_per_class"]["a"] == frame.num_points
+    report.write(tmp_path, title="a bag", details={"more": 1})
+    assert json.loads((tmp_path / "metrics.json").read_text())["more"] == 1
+
+
+# --- processes -------------------------------------------------------------------------------------------------------
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+STUBBORN = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(grandchild.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_children_and_grandchildren_end_with_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("xmodal_seg.commands.processes._STOP_TIMEOUT_S", 0.1)
+    (tmp_path / "stubborn.py").write_text(STUBBORN)
+    log = tmp_path / "log.txt"
+    pids: list[int] = []
+
+    def fail_beside_a_child() -> None:
+        with child("stubborn", [], log=log, environment={"PYTHONPATH": str(tmp_path)}) as process:
+            wait_for(lambda: log.read_text().endswith("\n"))
+            pids.extend((process.pid, int(process.last_lines())))
+            assert all(is_alive(pid) for pid in pids)
+            raise RuntimeError("the block failed")
+
+    with pytest.raises(RuntimeError, match="the block failed"):
+        fail_beside_a_child()
+    assert not is_alive(pids[0])
+    wait_for(lambda: not is_alive(pids[1]))
+
+
+def test_environment_is_put_back() -> None:
+    os.environ["XMODAL_SEG_TEST"] = "before"
+    with environment_variables({"XMODAL_SEG_TEST": "within", "XMODAL_SEG_TEST_NEW": "new"}):
+        assert (os.environ["XMODAL_SEG_TEST"], os.environ["XMODAL_SEG_TEST_NEW"]) == ("within", "new")
+    assert os.environ.pop("XMODAL_SEG_TEST") == "before"
+    assert "XMODAL_SEG_TEST_NEW" not in os.environ
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupts_wait_for_a_safe_moment(number: int) -> None:
+    handler = signal.getsignal(number)
+    passed = []
+
+    def work() -> None:
+        with deferred_interrupts() as check:
+            check()
+            os.kill(os.getpid(), number)
+            passed.append("not interrupted here")
+            check()
+            passed.append("but there")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert passed == ["not interrupted here"]
+    assert signal.getsignal(number) == handler
+    with pytest.raises(KeyboardInterrupt), deferred_interrupts():
+        os.kill(os.getpid(), number)
+
+
+def test_a_domain_in_use_is_not_taken() -> None:
+    domain = free_domain()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("", 7410 + 250 * domain))
+        assert free_domain() != domain
+
+
+# --- demo ------------------------------------------------------------------------------------------------------------
+
+
+def demo_input(bag: Path) -> demo.Input:
+    return demo.prepare_input(str(bag), bag.parent)
+
+
+def answers(segmenter: Segmenter) -> list[bytes]:
+    """What the node would send."""
+    clouds = []
+    for frame in frames():
+        labelled = segmenter.predict(frame)
+        message = labelled_message(frame, labelled.labels, labelled.probability, SPACE)
+        clouds.append(bytes(typestore().serialize_cdr(message, message.__msgtype__)))
+    return clouds
+
+
+def status(num_frames: int, model_ms: float, **values: str) -> SimpleNamespace:
+    return SimpleNamespace(
+        message="labelling", values={"frames": str(num_frames), "stage model": str(model_ms), **values}
+    )
+
+
+def report(bag: Path, checkpoint: Path, out: Path, change: Callable[[list[bytes]], list[bytes]], **values: str) -> int:
+    segmenter = Segmenter.load(checkpoint, device="cpu")
+    clouds = change(answers(segmenter))
+    return demo_report.report(
+        demo_input(bag), out, segmenter=segmenter, clouds=clouds, statuses=[status(NUM_FRAMES, 5.0, **values)]
+    )
+
+
+def test_demo_report_accepts_what_is_complete(bag: Path, checkpoint: Path, tmp_path: Path) -> None:
+    assert report(bag, checkpoint, tmp_path, lambda clouds: clouds[::-1]) == 0
+    assert set(read_labels(tmp_path / "output")) == {frame.stamp_ns for frame in frames()}
+    assert json.loads((tmp_path / "metrics.json").read_text())["faults"] == []
+
+
+def changed(cloud: bytes, old: bytes, new: bytes) -> bytes:
+    assert len(old) == len(new)
+    assert cloud.count(old) >= 1
+    return cloud.replace(old, new, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda clouds: clouds[1:], "sweep at 1000.000 s did not come back"),
+        (lambda clouds: [*clouds, clouds[0]], "1 sweeps came back more than once"),
+        (lambda clouds: [changed(clouds[0], b"lidar\0", b"radar\0"), *clouds[1:]], "in the frame 'radar'"),
+        (lambda clouds: [changed(clouds[0], b"label\0", b"class\0"), *clouds[1:]], "with the fields x, y, z, class"),
+        (
+            lambda clouds: [
+                changed(clouds[0], frames()[0].points[5].tobytes(), frames()[0].points[6].tobytes()),
+                *clouds[1:],
+            ],
+            "came back with other points (101 for 101)",
+        ),
+    ],
+)
+def test_demo_report_names_every_fault(
+    bag: Path,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    change: Callable[[list[bytes]], list[bytes]],
+    sentence: str,
+) -> None:
+    assert report(bag, checkpoint, tmp_path, change) == 1
+    assert sentence in capsys.readouterr().out
+
+
+def test_demo_report_notices_images_that_the_node_missed(
+    bag: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report(bag, checkpoint, tmp_path, lambda clouds: clouds, camera_problems="2") == 1
+    assert "the node missed images that the bag holds: 2" in capsys.readouterr().out
+
+
+def test_stage_times_count_each_frame_once() -> None:
+    statuses = [status(0, 99.0), status(1, 4.0), status(1, 4.0), status(2, 8.0), status(3, 6.0)]
+    assert demo_report.stage_times(statuses) == {"model": {"median": 6.0, "max": 8.0, "samples": 3}}
+
+
+def test_demo_needs_images_of_one_kind(bag: Path, tmp_path: Path) -> None:
+    write_bag(tmp_path / "blind", [replace(frames()[0], cameras=())])
+    with pytest.raises(ValueError, match="no images with a camera_info beside them; it has /points"):
+        demo_input(tmp_path / "blind")
+
+
+def test_ground_truth_is_not_shown_to_the_node(bag: Path) -> None:
+    given = demo_input(bag)
+    assert isinstance(given.topics, SensorTopics)
+    assert given.topics.labels == GROUND_TRUTH_TOPIC
+    assert not [name for name in given.played if "ground_truth" in name]
+    assert "/points" in given.played
+    assert "/tf_static" in given.played
+
+
+@pytest.mark.ros
+def test_demo_through_the_real_nodes_equals_label_bag(bag: Path, checkpoint: Path, tmp_path: Path) -> None:
+    arguments = ["--checkpoint", str(checkpoint), "--device", "cpu"]
+    assert main(["demo", "--bag", str(bag), "--out", str(tmp_path / "demo"), *arguments]) == 0
+    assert main(["label-bag", str(bag), "--out", str(tmp_path / "offline"), *arguments]) == 0
+    online, offline = read_labels(tmp_path / "demo" / "output"), read_labels(tmp_path / "offline" / "output")
+    assert list(online) == list(offline)
+    for stamp_ns, labels in offline.items():
+        np.testing.assert_array_equal(online[stamp_ns], labels)
+    metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
+    assert metrics["miou"] == json.loads((tmp_path / "offline" / "metrics.json").read_text())["miou"]
+    assert metrics["stage_ms"]["model"]["samples"] > 0
+    assert metrics["diagnostics"]["frames"] == str(NUM_FRAMES)
+    assert processes_that_mention(tmp_path) == []
+
+
+def processes_that_mention(path: Path) -> list[str]:
+    """Command lines of running processes that name a folder."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = file.read_bytes().replace(b"\0", b" ").decode()
+        except OSError:  # it ended meanwhile
+            continue
+        if str(path) in command and str(os.getpid()) != file.parent.name:
+            found.append(command)
+    return found
+
+
+@pytest.mark.ros
+def test_a_node_that_cannot_start_ends_the_demo_with_its_reason(
+    bag: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = demo_input(bag)
+    parameters = demo.node_parameters(given, checkpoint=str(tmp_path / "nothing"), device="cpu")
+    (tmp_path / "parameters.yaml").write_text(json.dumps(parameters))
+    with pytest.raises(ValueError, match=r"segmentation_node ended early with exit code 1:[\s\S]*no checkpoint here"):
+        demo.play_through_nodes(given, tmp_path)
+    assert processes_that_mention(tmp_path) == []
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_demo_leaves_no_process(bag: Path, checkpoint: Path, tmp_path: Path, number: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "xmodal_seg.commands", "demo", "--bag", str(bag), "--out", str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for((tmp_path / "logs" / "play_bag_node.txt").exists)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1:] == ["xmodal-seg demo: interrupted"]
+    assert "Traceback" not in errors
+    assert processes_that_mention(tmp_path) == []

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training programs on a tiny world: every method's recipe runs, and a table is made and gone on with."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tiny_world import SHIFT, tiny_values, tiny_vfm, write_tiny_world
+
+from xmodal_seg.training.recipe import Recipe, compose
+from xmodal_seg.training.run import make_run_pseudo_labels
+from xmodal_seg.training.table_runs import FIRST_STAGE
+
+PROGRAMS = Path(__file__).parent.parent / "training"
+METHODS = sorted(path.stem for path in (PROGRAMS / "recipes" / "methods").glob("*.yaml"))
+sys.path.insert(0, str(PROGRAMS))
+
+import evaluate
+import make_pseudo_labels
+import reproduce_table
+import train
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny world, and recipes beside it: the real methods on tiny networks."""
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("world")
+    write_tiny_world(root)
+    recipes = root / "recipes"
+    shutil.copytree(PROGRAMS / "recipes" / "methods", recipes / "methods")
+    values = tiny_values(root)
+    values["evaluation"] |= {"every": 20, "checkpoint_every": 20}
+    values["optim"] |= {"steps": 20}
+    other = {**tiny_vfm(), "model_args": {"depth": 1, "embed_dim": 8, "num_heads": 1, "patch_size": 16}}
+    unet = {"kind": "unet", "name": "narrow", "weights": "none", "width": 2}
+    networks = {
+        "vfm": {"model": {"image_backbone": tiny_vfm()}, "feature_cache": True},
+        "another_vfm": {"model": {"image_backbone": other}},
+        "unet": {"model": {"image_backbone": unet}},
+    }
+    write(recipes / "sizes" / "small.yaml", {"recipe": {}, "image_networks": networks})
+    write(recipes / "shifts" / f"{SHIFT}.yaml", {"every_size": values, "small": {}})
+    return root
+
+
+def write(path: Path, values: object) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+
+
+def recipe_of(world: Path, method: str, *overrides: str) -> Recipe:
+    return compose(world / "recipes", shift=SHIFT, method=method, size="small", overrides=overrides)
+
+
+def call_train(world: Path, method: str, *more: str) -> int:
+    arguments = ["--shift", SHIFT, "--method", method, "--recipes", str(world / "recipes")]
+    return train.main([*arguments, "--out", str(world / "runs" / method), *more])
+
+
+@pytest.fixture(scope="module")
+def first_stages(world: Path) -> dict[str, Path]:
+    """Pseudo-labels by the method that learns from them."""
+    labels = {}
+    for second, first in FIRST_STAGE.items():
+        assert call_train(world, first) == 0
+        labels[second] = world / "runs" / first / "pseudo_labels"
+        make_run_pseudo_labels(world / "runs" / first, labels[second])
+    return labels
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_is_scored(world: Path, first_stages: dict[str, Path], method: str) -> None:
+    more = ["--set", f"data.pseudo_labels={first_stages[method]}"] if method in FIRST_STAGE else []
+    assert call_train(world, method, "--test", *more) == 0
+    results = yaml.safe_load((world / "runs" / method / "results.json").read_text(encoding="utf-8"))
+    expected = {*recipe_of(world, method, *more[1:]).model.heads.main, "ensemble"}
+    for protocol in ("best", "best_single", "last"):
+        assert set(results["test"][protocol]) == expected
+        assert all(0 <= score["miou"] <= 100 for score in results["test"][protocol].values())
+
+
+def test_evaluate_prints_and_pseudo_labels_are_made(
+    world: Path, first_stages: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main([str(world / "runs" / "ours")]) == 0
+    assert "best_single" in capsys.readouterr().out
+    assert make_pseudo_labels.main([str(world / "runs" / "ours"), "--out", str(world / "pl")]) == 0
+    assert "points kept: ensemble" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shift", SHIFT, "--set", "optim.step=3"], "optim.step: unknown key (did you mean 'steps'?)"),
+        (["--shift", SHIFT, "--set", "data.root=/nowhere"], "no frame store here"),
+        (["--shift", SHIFT, "--set", "data.options.label_space=cityscapes"], "label_space: no label space"),
+        (["--shift", SHIFT, "--set", "model.num_classes=7"], "model.num_classes: 7, but the classes"),
+        (["--shift", "nowhere"], "no nowhere.yaml"),
+        (["--shift", SHIFT, "--method", "ours_pl"], "data.pseudo_labels: missing"),
+        (["--shift", SHIFT, "--method", "xmuda", "--set", "feature_cache=true"], "feature_cache: model.image_backbone"),
+        ([], "expected either --shift"),
+    ],
+)
+def test_bad_recipes_end_in_one_sentence(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert train.main([*arguments, "--recipes", str(world / "recipes"), "--out", str(tmp_path / "run")]) == 1
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()  # nothing heavy has begun
+
+
+def test_programs_without_a_run_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main([str(tmp_path)]) == 1
+    assert make_pseudo_labels.main([str(tmp_path), "--out", str(tmp_path / "pl")]) == 1
+    assert capsys.readouterr().err.count("no run here (recipe.yaml is missing)") == 2
+
+
+def make_table(world: Path, *methods: str, jobs: int = 1) -> int:
+    arguments = ["--shifts", SHIFT, "--methods", *methods, "--seeds", "0", "1", "--recipes", str(world / "recipes")]
+    arguments += ["--out", str(world / "table"), "--csv", str(world / "table.csv"), "--jobs", str(jobs)]
+    return reproduce_table.main([*arguments, "--set", "optim.steps=4"])
+
+
+def read_table(world: Path) -> list[dict[str, str]]:
+    with (world / "table.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_table_is_made_gone_on_with_and_printed(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert make_table(world, "ours_pl", "xmuda_fuse") == 0
+    rows = read_table(world)
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        (method, seed) for seed in "01" for method in ("ours", "ours_pl", "xmuda_fuse")
+    ]
+    printed = capsys.readouterr().out
+    ours_pl = [line for line in printed.splitlines() if line.startswith("| ours_pl |")]
+    assert len(ours_pl) == 3  # a table for each protocol
+    assert "±" in ours_pl[0]
+    fuse = next(line for line in printed.splitlines() if line.startswith("| xmuda_fuse |"))
+    assert fuse.split("|")[2:5] == [" - "] * 3  # a single fused classifier has 2D3D only
+    kept = {(row["method"], row["seed"]): row for row in rows if row["method"] != "ours_pl" or row["seed"] != "1"}
+    with (world / "table.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(kept.values())
+    assert make_table(world, "ours", "ours_pl", "xmuda_fuse") == 0
+    again = read_table(world)
+    assert again[:-1] == list(kept.values())
+    assert {**again[-1], "minutes": ""} == {**rows[4], "minutes": ""}  # made again, with the same result
+
+
+def test_failed_run_is_told_and_does_not_stop_the_others(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = world / "table" / "small" / SHIFT / "mlp" / "seed_0"
+    folder.mkdir(parents=True)
+    (folder / "state.pt").write_bytes(b"damaged")
+    assert make_table(world, "mlp", "vanilla") == 1
+    assert f"{SHIFT} mlp seed 0: " in capsys.readouterr().err
+    made = {(row["method"], row["seed"]) for row in read_table(world)}
+    assert {("mlp", "1"), ("vanilla", "0"), ("vanilla", "1")} <= made
+    assert ("mlp", "0") not in made
+
+
+@pytest.mark.slow
+def test_table_in_two_processes(world: Path) -> None:
+    assert make_table(world, "mlp_symal", "ours_lambda_0.5", jobs=2) == 0
+    made = {(row["method"], row["seed"]) for row in read_table(world)}
+    assert {(method, seed) for method in ("mlp_symal", "ours_lambda_0.5") for seed in "01"} <= made

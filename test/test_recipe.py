@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Recipes: composed of parts, overridden, checked; and every file of training/recipes is a valid one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_world import tiny_recipe, tiny_values
+
+from xmodal_seg.training.recipe import Recipe, compose, load_recipe, merge, parse_recipe, save_recipe
+
+RECIPES = Path(__file__).parent.parent / "training" / "recipes"
+METHODS = sorted(path.stem for path in (RECIPES / "methods").glob("*.yaml"))
+SHIFTS = sorted(path.stem for path in (RECIPES / "shifts").glob("*.yaml"))
+NEEDS_LABELS = {"ours_pl", "xmuda_pl"}
+
+
+def composed(shift: str, method: str, size: str, *overrides: str) -> Recipe:
+    labels = ["data.pseudo_labels=some/folder"] if method in NEEDS_LABELS else []
+    return compose(RECIPES, shift=shift, method=method, size=size, overrides=[*labels, *overrides])
+
+
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("size", ["small", "full"])
+def test_every_shipped_combination_is_valid(shift: str, size: str) -> None:
+    for method in METHODS:
+        if size in yaml.safe_load((RECIPES / "shifts" / f"{shift}.yaml").read_text(encoding="utf-8")):
+            assert composed(shift, method, size).name == method
+
+
+def test_every_row_that_the_tables_need_is_there() -> None:
+    rows = {"source_only", "target_only", "source_only_ours", "xmuda", "xmuda_fuse", "xmuda_vfm_fuse", "vanilla"}
+    rows |= {"vanilla_guidance", "mlp", "mlp_symal", "ours", "ours_pl", "xmuda_pl", "ours_another_vfm"}
+    rows |= {f"ours_lambda_{value}" for value in ("0", "0.25", "0.5", "0.75", "1")}
+    assert rows <= set(METHODS)
+
+
+def test_methods_differ_in_networks_and_losses_only() -> None:
+    def rest(recipe: Recipe) -> dict[str, Any]:
+        values = recipe.model_dump(mode="json")
+        for key in ("name", "losses", "feature_cache"):
+            values.pop(key)
+        values["model"] = values["model"]["preprocess"] | values["model"]["point_backbone"]
+        values["optim"]["lr"].pop("image")  # a U-Net is trained at another rate than a linear head
+        values["data"].pop("labelled")
+        values["data"].pop("pseudo_labels")
+        return values
+
+    expected = rest(composed("sim_dev", "ours", "small"))
+    for method in METHODS:
+        assert rest(composed("sim_dev", method, "small")) == expected
+
+
+def test_lambda_of_day_and_night() -> None:
+    night = composed("sim_day_night", "ours", "small").losses
+    assert [(term.teacher, term.student) for term in night.mimic_terms()] == [("fused", "3d"), ("3d", "fused")]
+    day = composed("sim_usa_singapore", "ours", "small").losses
+    assert [(term.teacher, term.student) for term in day.mimic_terms()] == [("fused", "3d"), ("2d", "fused")]
+    half = composed("sim_day_night", "ours_lambda_0.25", "small").losses
+    assert [term.weight for term in half.mimic_terms()] == [1.0, 0.25, 0.75]
+
+
+def test_overrides_and_round_trip(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+    changed = load_recipe(tmp_path / "recipe.yaml", overrides=["optim.lr.point=3e-4", "seed=7", "data.max_points=null"])
+    assert (changed.optim.lr.point, changed.seed, changed.data.max_points) == (3e-4, 7, None)
+
+
+def test_hash_follows_the_result_only(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    assert recipe.result_hash() == tiny_recipe(tmp_path / "elsewhere", seed=3, data={"num_workers": 2}).result_hash()
+    assert recipe.result_hash() != tiny_recipe(tmp_path, losses={"guidance": 0.5}).result_hash()
+
+
+def test_merge_replaces_lists_and_joins_mappings() -> None:
+    merged = merge({"a": {"b": 1, "c": [1, 2]}, "d": 1}, {"a": {"c": [3]}, "d": {"e": 2}})
+    assert merged == {"a": {"b": 1, "c": [3]}, "d": {"e": 2}}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optim": {"step": 5}}, r"optim.step: unknown key \(did you mean 'steps'\?\)"),
+        ({"losses": {"lambda": 1}}, r"losses.lambda: unknown key \(did you mean 'lambda_"),
+        ({"optim": {"batch_size": None}}, "optim.batch_size: Input should be a valid integer"),
+        ({"data": {"augment_source": {"points": {"nose": 1}}}}, r"augment_source.points.nose: .*'noise'"),
+        ({"feature_cache": True, "data": {"augment_target": {"image": {"jitter": 0.4}}}}, "target.image.jitter alters"),
+        ({"feature_cache": True, "model": {"image_backbone": {"kind": "unet", "name": "narrow"}}}, "kind 'unet'"),
+        ({"losses": {"lambda_pl": 1.0}}, "data.pseudo_labels: missing, but losses.lambda_pl > 0"),
+        ({"losses": {"class_weights": [1.0, 2.0]}}, "losses.class_weights: expected 6 numbers, one per class, got 2"),
+        ({"losses": {"terms": [{"teacher": "3d", "student": "2d"}]}}, r"needs the pair \[2d, 3d\] in model"),
+        ({"model": {"heads": {"main": ["2d", "3d"], "mimic": [], "ensemble": ["3d"]}}}, "teacher 'fused' is not among"),
+        ({"optim": {"milestones": [0.9, 0.8]}}, "milestones: expected rising shares"),
+        (
+            {"losses": {"lambda_pl": 1.0}, "data": {"labelled": "target", "pseudo_labels": "x"}},
+            "losses.lambda_pl: pseudo-labels make no sense",
+        ),
+    ],
+)
+def test_bad_recipes_name_the_key(tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        tiny_recipe(tmp_path, **values)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_key_and_file_and_part(tmp_path: Path) -> None:
+    values = tiny_values(tmp_path)
+    values.pop("optim")
+    with pytest.raises(ValueError, match="somewhere: name: missing; optim: missing"):
+        parse_recipe(values, where="somewhere")
+    with pytest.raises(ValueError, match=r"no our.yaml \(did you mean 'ours'\?\)"):
+        compose(RECIPES, shift="sim_dev", method="our", size="small")
+    with pytest.raises(ValueError, match=r"no large\.yaml"):
+        compose(RECIPES, shift="sim_dev", method="ours", size="large")
+    (tmp_path / "broken.yaml").write_text("a: [", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"broken\.yaml: cannot be read as YAML"):
+        load_recipe(tmp_path / "broken.yaml")
+    (tmp_path / "list.yaml").write_text("- 1", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"list\.yaml: expected a mapping of settings, got list"):
+        load_recipe(tmp_path / "list.yaml")
+
+
+@pytest.mark.parametrize("override", ["optim.steps", "=3", "optim.steps=[1"])
+def test_bad_overrides(tmp_path: Path, override: str) -> None:
+    save_recipe(tiny_recipe(tmp_path), tmp_path / "recipe.yaml")
+    with pytest.raises(ValueError, match="--set"):
+        load_recipe(tmp_path / "recipe.yaml", overrides=[override])
+
+
+def test_unknown_part_of_a_file(tmp_path: Path) -> None:
+    for folder, text in (("sizes", "recipe: {}"), ("shifts", "small: {}"), ("methods", "image_network: vfm")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{'small' if folder == 'sizes' else 'a'}.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="image_network 'vfm' is not in"):
+        compose(tmp_path, shift="a", method="a", size="small")
+    (tmp_path / "methods" / "a.yaml").write_text("recipes: {}", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"recipes: unknown key \(did you mean 'recipe'\?\)"):
+        compose(tmp_path, shift="a", method="a", size="small")

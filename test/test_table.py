@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table: columns as the paper's, mean and deviation over seeds, lines found by what made them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from xmodal_seg.config import HeadSettings
+from xmodal_seg.training.table import Row, code_hash, columns_of, find_row, make_row, markdown, read_rows
+
+OURS = HeadSettings()
+XMUDA = HeadSettings(main=("2d", "3d"), mimic=(), ensemble=("2d", "3d"))
+FUSE = HeadSettings(main=("fused",), mimic=(), ensemble=("fused",))
+
+
+def row(method: str, seed: int, heads: HeadSettings, **scores: float) -> Row:
+    key = {"shift": "night", "method": method, "size": "small", "seed": seed, "recipe_hash": "r", "data_hash": "d"}
+    of_heads: dict[str, Any] = {
+        name: {"miou": scores.get(name, 0.0), "miou_absent_zero": 0.0} for name in (*heads.main, "ensemble")
+    }
+    test = dict.fromkeys(("best", "best_single", "last"), of_heads)
+    return make_row(key, code_hash="c", minutes=1.0, heads=heads, test=test)
+
+
+def test_columns_are_the_papers() -> None:
+    assert columns_of(OURS) == {"2d3d": "ensemble", "3d": "3d", "2d": "fused", "vfm": "2d"}
+    assert columns_of(XMUDA) == {"2d3d": "ensemble", "3d": "3d", "2d": "2d"}
+    assert columns_of(FUSE) == {"2d3d": "ensemble"}
+
+
+def test_mean_and_deviation_over_seeds() -> None:
+    rows = [
+        row("ours", 0, OURS, fused=60.0, **{"2d": 50.0, "3d": 40.0, "ensemble": 61.0}),
+        row("ours", 1, OURS, fused=62.0, **{"2d": 50.0, "3d": 43.0, "ensemble": 63.0}),
+        row("xmuda_fuse", 0, FUSE, ensemble=55.5),
+    ]
+    lines = markdown(rows, shifts=["night"], methods=["ours", "xmuda_fuse", "mlp"], protocol="last").splitlines()
+    assert lines[0] == "| method | night 2D | night VFM | night 3D | night 2D3D | average | seeds |"
+    assert lines[2] == "| ours | 61.0 ± 1.4 | 50.0 ± 0.0 | 41.5 ± 2.1 | 62.0 ± 1.4 | 54.8 | 2 |"
+    assert lines[3] == "| xmuda_fuse | - | - | - | 55.5 | - | 1 |"
+    assert lines[4] == "| mlp | - | - | - | - | - | 0 |"
+
+
+def test_lines_are_found_by_what_made_them() -> None:
+    rows = [row("ours", 0, OURS), row("ours", 1, OURS)]
+    key = {"shift": "night", "method": "ours", "size": "small", "seed": 1, "recipe_hash": "r", "data_hash": "d"}
+    assert find_row(rows, key) is rows[1]
+    assert find_row(rows, {**key, "recipe_hash": "changed"}) is None
+    assert find_row(rows, {**key, "data_hash": "changed"}) is None
+
+
+def test_file_of_another_version_is_refused(tmp_path: Path) -> None:
+    assert read_rows(tmp_path / "none.csv") == []
+    (tmp_path / "old.csv").write_text("shift,miou\na,1\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="has other columns"):
+        read_rows(tmp_path / "old.csv")
+
+
+def test_code_hash_is_stable() -> None:
+    assert code_hash() == code_hash()
+    assert len(code_hash()) == 16

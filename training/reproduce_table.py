@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make the tables: train and score what is missing, one CSV line per run, then print them as Markdown.
+
+    python training/reproduce_table.py --benchmark sim --seeds 0 1 --size small --jobs 2
+    python training/reproduce_table.py --benchmark real --seeds 0 --size full
+
+Stopped and called again it goes on: finished runs are read from the CSV, an interrupted one continues from its last
+checkpoint. A second stage (ours_pl, xmuda_pl) takes its pseudo-labels from the first stage of the same seed, which is
+trained first where it is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from xmodal_seg.training.data.tasks import open_domains
+from xmodal_seg.training.paper_numbers import SHIFTS, others_markdown
+from xmodal_seg.training.recipe import compose
+from xmodal_seg.training.run_log import append_row
+from xmodal_seg.training.table import FIELDS, Row, code_hash, find_row, make_row, markdown, read_rows
+from xmodal_seg.training.table_runs import FIRST_STAGE, Finished, Run, make_runs
+
+PROGRAMS = Path(__file__).parent
+BENCHMARKS = {
+    "sim": ("sim_usa_singapore", "sim_day_night", "sim_vkitti_semkitti", "sim_a2d2_semkitti"),
+    "real": SHIFTS,
+}
+ROWS = (
+    "source_only",
+    "target_only",
+    "xmuda",
+    "xmuda_vfm_fuse",
+    "vanilla",
+    "vanilla_guidance",
+    "mlp",
+    "mlp_symal",
+    "ours",
+    "ours_pl",
+)
+PROTOCOLS = {
+    "best": "Each head's best checkpoint by target validation (the paper's protocol)",
+    "best_single": "The one checkpoint with the best ensemble by target validation",
+    "last": "Last checkpoint",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parse(argv)
+    try:
+        table = Table(arguments)
+        failures = table.make_missing()
+        table.print()
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    return 1 if failures else 0
+
+
+class Table:
+    """The CSV, what of it was asked for, and how its lines are made."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._arguments = arguments
+        self._csv: Path = arguments.csv or PROGRAMS / "results" / f"{arguments.benchmark}_{arguments.size}.csv"
+        self._data_hashes: dict[str, str] = {}
+        self._code_hash = code_hash()
+
+    def make_missing(self) -> list[str]:
+        """Run what the CSV lacks; a sentence about each run that failed, which does not stop the others."""
+        chains = self._missing_chains()
+        failures = []
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        with Progress(TextColumn("runs"), *columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task("runs", total=sum(len(chain) for chain in chains))
+            for finished in make_runs(chains, jobs=self._arguments.jobs):
+                if finished.error is not None:
+                    failures.append(finished.error)
+                else:
+                    self._append(finished)
+                    progress.console.print(f"{finished.run.title}: {finished.minutes:.1f} min", highlight=False)
+                progress.advance(task)
+        return failures
+
+    def print(self) -> None:
+        """The Markdown of the lines asked for, and a warning where they come from different code."""
+        arguments, stored = self._arguments, read_rows(self._csv)
+        rows: list[Row] = []
+        for shift in arguments.shifts:
+            for method in arguments.methods:
+                found = (find_row(stored, self._run(shift, method, seed).key) for seed in arguments.seeds)
+                rows += [row for row in found if row is not None]
+        for protocol, title in PROTOCOLS.items():
+            print(f"\n{title}, mIoU in percent (in brackets: published):\n")
+            print(markdown(rows, shifts=arguments.shifts, methods=arguments.methods, protocol=protocol))
+        if others := others_markdown(arguments.shifts):
+            print(f"\n{others}")
+        versions = sorted({row["code_hash"] for row in rows})
+        if len(versions) > 1:
+            print(f"\nThese lines come from {len(versions)} versions of the code: {', '.join(versions)}")
+
+    def _missing_chains(self) -> list[list[Run]]:
+        """Runs that must follow each other, in the order in which a table is best left unfinished: seed by seed."""
+        rows = read_rows(self._csv)
+        chains: list[list[Run]] = []
+        for seed in self._arguments.seeds:
+            for shift in self._arguments.shifts:
+                for names in _chains_of(self._arguments.methods):
+                    chain = [self._run(shift, name, seed) for name in names]
+                    chains.append([run for run in chain if find_row(rows, run.key) is None])
+        return [chain for chain in chains if chain]
+
+    def _run(self, shift: str, method: str, seed: int) -> Run:
+        """The run of a cell. Raises ValueError for a bad recipe or missing data; a simulated world is made here."""
+        arguments = self._arguments
+        folder = arguments.out / arguments.size / shift / method / f"seed_{seed}"
+        overrides = [*arguments.overrides, f"seed={seed}"]
+        first_stage = None
+        if method in FIRST_STAGE:
+            first_stage = folder.parent.parent / FIRST_STAGE[method] / folder.name
+            overrides.append(f"data.pseudo_labels={first_stage / 'pseudo_labels'}")
+        recipe = compose(arguments.recipes, shift=shift, method=method, size=arguments.size, overrides=overrides)
+        if shift not in self._data_hashes:
+            self._data_hashes[shift] = open_domains(recipe).fingerprint
+        key = {
+            "shift": shift,
+            "method": method,
+            "size": arguments.size,
+            "seed": seed,
+            "recipe_hash": recipe.result_hash(),
+            "data_hash": self._data_hashes[shift],
+        }
+        return Run(recipe=recipe, key=key, folder=folder, first_stage=first_stage)
+
+    def _append(self, finished: Finished) -> None:
+        assert finished.results is not None
+        row = make_row(
+            finished.run.key,
+            code_hash=self._code_hash,
+            minutes=finished.minutes,
+            heads=finished.run.recipe.model.heads,
+            test=finished.results["test"],
+        )
+        append_row(self._csv, row, fields=FIELDS)
+
+
+def _chains_of(methods: Sequence[str]) -> list[list[str]]:
+    """Each method, with its second stage behind it where that is asked for; a first stage that is missing joins."""
+    second = {FIRST_STAGE[method]: method for method in methods if method in FIRST_STAGE}
+    firsts = dict.fromkeys(FIRST_STAGE.get(method, method) for method in methods)
+    return [[method, *([second[method]] if method in second else [])] for method in firsts]
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--benchmark", choices=sorted(BENCHMARKS), default="sim")
+    parser.add_argument("--shifts", nargs="+", help="default: the four of the benchmark")
+    parser.add_argument("--methods", nargs="+", default=list(ROWS), help="default: the ten rows of the table")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--size", default="small")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; with more than one, each has one thread")
+    parser.add_argument("--out", type=Path, default=Path("runs/table"), help="folder of the runs")
+    parser.add_argument("--csv", type=Path, help="default: training/results/<benchmark>_<size>.csv")
+    parser.add_argument("--recipes", type=Path, default=PROGRAMS / "recipes")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    arguments = parser.parse_args(argv)
+    arguments.shifts = arguments.shifts or list(BENCHMARKS[arguments.benchmark])
+    return arguments
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Print versions, devices, and what a checkpoint holds: its classes, settings, banks, and whether it was trained."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from xmodal_seg.commands.environment import devices, versions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", metavar="FOLDER", help="default: the one shipped with the package")
+    parser.add_argument("--json", action="store_true", help="everything, for programs")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="xmodal-seg info", description=__doc__)
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    found = {"versions": versions(), "devices": devices(), "checkpoint": describe_checkpoint(arguments.checkpoint)}
+    print(json.dumps(found, indent=2) if arguments.json else _as_text(found))
+    return 0
+
+
+def describe_checkpoint(path: str | None) -> dict[str, Any]:
+    """What `path` holds (None: the shipped checkpoint; the untrained model if none is shipped)."""
+    from xmodal_seg.checkpoint import load_checkpoint
+    from xmodal_seg.inference import SHIPPED_CHECKPOINT, untrained_settings
+    from xmodal_seg.labels import NUSCENES_6
+
+    if path is None and not SHIPPED_CHECKPOINT.is_dir():
+        return {
+            "path": None,
+            "trained": False,
+            "version": "untrained",
+            "label_space": {"name": NUSCENES_6.name, "class_names": list(NUSCENES_6.class_names)},
+            "banks": ["untrained"],
+            "metadata": {},
+            "settings": untrained_settings().model_dump(mode="json"),
+        }
+    checkpoint = load_checkpoint(path or SHIPPED_CHECKPOINT)
+    return {
+        "path": str(checkpoint.path),
+        "trained": bool(checkpoint.metadata.get("trained", True)),
+        "version": checkpoint.content_hash[:12],
+        "label_space": {
+            "name": checkpoint.label_space.name,
+            "class_names": list(checkpoint.label_space.class_names),
+        },
+        "banks": sorted(checkpoint.banks),
+        "default_bank": checkpoint.default_bank,
+        "metadata": checkpoint.metadata,
+        "written_with": checkpoint.versions,
+        "settings": checkpoint.settings.model_dump(mode="json"),
+    }
+
+
+def _as_text(found: dict[str, Any]) -> str:
+    checkpoint = found["checkpoint"]
+    settings = checkpoint["settings"]
+    trained = "trained" if checkpoint["trained"] else "UNTRAINED: its labels mean nothing"
+    facts = {
+        "checkpoint": f"{checkpoint['path'] or 'none shipped; a small model with random weights serves'}",
+        "version": f"{checkpoint['version']} ({trained})",
+        "classes": f"{checkpoint['label_space']['name']}: {', '.join(checkpoint['label_space']['class_names'])}",
+        "banks": ", ".join(checkpoint["banks"]),
+        "image network": settings["image_backbone"]["name"],
+        "heads": ", ".join(settings["heads"]["main"]),
+        "voxel size": f"{settings['preprocess']['voxel_size']:g} m",
+    }
+    lines = [f"{name:<24}{version}" for name, version in found["versions"].items()]
+    for device in found["devices"]:
+        details = ", ".join(f"{key} {value}" for key, value in device.items() if key not in ("device", "name"))
+        lines.append(f"{device['device']:<24}{device['name']} ({details})")
+    return "\n".join(lines + [f"{name:<24}{value}" for name, value in facts.items()])

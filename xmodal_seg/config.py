@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of the model and its preprocessing; they travel inside the checkpoint, never in a node's YAML.
+
+Every class is frozen, and an unknown or misspelt key is an error that names it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from xmodal_seg.structures import Head
+
+PointScope = Literal["visible", "all"]
+SettingsT = TypeVar("SettingsT", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base: frozen, unknown keys refused, defaults validated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+
+class PreprocessSettings(Settings):
+    """How a Frame becomes a Batch."""
+
+    voxel_size: float = Field(default=0.05, gt=0, description="edge of a voxel, m")
+    max_cells: int = Field(default=4096, gt=1, le=32768, description="points outside a cube of this many voxels drop")
+    image_size: tuple[int, int] = Field(
+        default=(448, 800), description="(height, width) px of the model's input; rounded up to the patch size"
+    )
+    point_feats: Literal["one", "intensity"] = Field(
+        default="one", description="input of the 3D net: the constant 1 (as the papers) or intensity in [0, 1]"
+    )
+    point_scope: PointScope = Field(
+        default="visible", description="keep only the points that a camera sees (as the papers) or all of them"
+    )
+
+
+class ImageBackboneSettings(Settings):
+    """The 2D network: a frozen vision foundation model, or xMUDA's trainable U-Net for the baseline rows."""
+
+    kind: Literal["timm", "radio", "unet"] = "timm"
+    name: str = Field(
+        default="vit_large_patch16_radio_v3.c_radio", description="timm model, or RADIO version such as radio_v2.5-l"
+    )
+    weights: str = Field(
+        default="hub", description="'hub' (download), 'none' (random; the checkpoint holds them), or a local file"
+    )
+    checkout: str | None = Field(
+        default=None, description="radio only: a local checkout of its repository, used instead of torch.hub's download"
+    )
+    model_args: dict[str, Any] = Field(default_factory=dict, description="further arguments of the model's constructor")
+    feature_norm: Literal["none", "batch", "layer"] = Field(
+        default="none", description="normalise the features before heads and fusion (RADIO's are un-normalised)"
+    )
+    width: int = Field(default=64, gt=0, description="unet only: channels of the output; 64 as xMUDA")
+
+
+class PointBackboneSettings(Settings):
+    """The 3D network: SparseConvNet's U-Net; the defaults are the papers' (2,688,656 parameters)."""
+
+    in_channels: int = Field(default=1, gt=0)
+    base_channels: int = Field(default=16, gt=0, description="m: level i has i * m channels; also the output width")
+    num_levels: int = Field(default=7, ge=1, le=10)
+    block_reps: int = Field(default=1, ge=1)
+    bn_eps: float = Field(default=1e-4, gt=0)
+    bn_momentum: float = Field(default=0.01, gt=0, le=1, description="PyTorch's convention (SparseConvNet's 0.99)")
+
+
+class FusionSettings(Settings):
+    """How 2D and 3D features meet."""
+
+    kind: Literal["mlp", "vanilla", "xmuda", "none"] = Field(
+        default="mlp",
+        description="mlp: project 3D to D, concatenate, two hidden layers; vanilla: one linear layer; "
+        "xmuda: concatenate unprojected, Linear(64) + ReLU; none: no fused head",
+    )
+    hidden: int = Field(default=1024, gt=0, description="width of the hidden layers")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="the paper names dropout, not its rate")
+    detach_3d: bool = Field(default=False, description="stop the gradient of the fusion losses into the 3D net")
+
+
+class HeadSettings(Settings):
+    """Which classifiers the model has. The default is the paper's."""
+
+    main: tuple[Head, ...] = ("2d", "3d", "fused")
+    mimic: tuple[tuple[Head, Head], ...] = Field(
+        default=(("3d", "fused"), ("fused", "2d"), ("fused", "3d")),
+        description="(student, teacher) pairs that a mimicry head serves",
+    )
+    mimic_head_per: Literal["student", "pair"] = Field(
+        default="student",
+        description="student: one mimicry head follows all teachers of a student (the paper); "
+        "pair: one for each teacher (the symmetric-alignment ablation)",
+    )
+    ensemble: tuple[Head, ...] = ("fused", "3d")
+
+    @model_validator(mode="after")
+    def _check(self) -> HeadSettings:
+        if not self.main or len(set(self.main)) != len(self.main):
+            raise ValueError(f"main: expected one or more different heads, got {self.main}")
+        for head in self.ensemble:
+            if head not in self.main:
+                raise ValueError(f"ensemble: {head!r} is not among the main heads {self.main}")
+        for student, teacher in self.mimic:
+            if teacher not in self.main:
+                raise ValueError(f"mimic: teacher {teacher!r} is not among the main heads {self.main}")
+            if student == teacher:
+                raise ValueError(f"mimic: {student!r} cannot mimic itself")
+        if len(set(self.mimic)) != len(self.mimic):
+            raise ValueError(f"mimic: a (student, teacher) pair stands twice in {self.mimic}")
+        return self
+
+
+class ModelSettings(Settings):
+    """Everything needed to build the model and to feed it."""
+
+    num_classes: int = Field(ge=2, lt=255)
+    preprocess: PreprocessSettings = PreprocessSettings()
+    image_backbone: ImageBackboneSettings = ImageBackboneSettings()
+    point_backbone: PointBackboneSettings = PointBackboneSettings()
+    fusion: FusionSettings = FusionSettings()
+    heads: HeadSettings = HeadSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        has_fused = any("fused" in pair for pair in (self.heads.main, *self.heads.mimic))
+        if has_fused and self.fusion.kind == "none":
+            raise ValueError("fusion.kind: 'none' does not go with a fused head in heads.main or heads.mimic")
+        if self.preprocess.point_scope == "all" and "3d" not in self.heads.main:
+            raise ValueError("preprocess.point_scope: 'all' needs a 3d main head for the points that no camera sees")
+        return self
+
+
+def load_settings(cls: type[SettingsT], path: str | Path) -> SettingsT:
+    """Read `cls` from a YAML file. Raises ValueError naming the file and the key that is wrong."""
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    return parse_settings(cls, values, where=str(path))
+
+
+def parse_settings(cls: type[SettingsT], values: dict[str, Any], *, where: str) -> SettingsT:
+    """Validate `values`; a ValueError lists each wrong key with its reason in one line, after `where`."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        reasons = [f"{'.'.join(str(part) for part in e['loc']) or 'settings'}: {e['msg']}" for e in error.errors()]
+        raise ValueError(f"{where}: {'; '.join(reasons)}") from error

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segmenter: Frame -> a label and a probability for every point, on a device; no ROS, no training."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from xmodal_seg.checkpoint import Checkpoint, load_checkpoint
+from xmodal_seg.config import (
+    FusionSettings,
+    ImageBackboneSettings,
+    ModelSettings,
+    PointBackboneSettings,
+    PointScope,
+    PreprocessSettings,
+)
+from xmodal_seg.labels import NUSCENES_6, UNLABELED, LabelSpace
+from xmodal_seg.models.segmenter import SegmentationModel
+from xmodal_seg.preprocess import prepare
+from xmodal_seg.structures import Batch, Calibration, CameraView, Frame, Predictions
+
+SHIPPED_CHECKPOINT = Path(__file__).parent / "assets" / "checkpoint"
+_UNTRAINED_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledFrame:
+    """What the model says about each point of a frame, in the frame's order and number."""
+
+    labels: NDArray[np.uint8]  # (N,) train id, UNLABELED where nothing can be said
+    probability: NDArray[np.float32]  # (N,) of that label, 0 where UNLABELED
+    bank: str  # which weights spoke
+    model_version: str
+    num_left_out: int  # points that are not finite, too far away, or outside the point scope
+    times_ms: dict[str, float]  # prepare, model, decide
+
+
+class Segmenter:
+    """A model on a device, ready for frames. Not thread-safe: one thread calls `predict`."""
+
+    def __init__(
+        self,
+        *,
+        model: SegmentationModel,
+        label_space: LabelSpace,
+        device: torch.device,
+        bank: str,
+        model_version: str,
+        trained: bool,
+        point_scope: PointScope = "all",
+    ) -> None:
+        """Raises ValueError if `point_scope` is 'all' and the model has no 3D head for unseen points."""
+        if point_scope == "all" and "3d" not in model.settings.heads.main:
+            raise ValueError(
+                "point_scope: 'all' needs a model with a 3d main head; this one labels visible points only"
+            )
+        self.label_space = label_space
+        self.bank = bank
+        self.model_version = model_version
+        self.trained = trained
+        self._model = model.to(device).eval()
+        self._device = device
+        self._settings = model.settings.preprocess.model_copy(update={"point_scope": point_scope})
+
+    @classmethod
+    def load(cls, path: str | Path | None, *, device: str = "auto", point_scope: PointScope = "all") -> Segmenter:
+        """From a checkpoint folder; None: the shipped one, or an untrained model where none is shipped.
+
+        Raises ValueError for a damaged checkpoint and for a device that is not there.
+        """
+        target = resolve_device(device)
+        if path is None and not SHIPPED_CHECKPOINT.is_dir():
+            return cls.untrained(device=target, point_scope=point_scope)
+        checkpoint = load_checkpoint(path or SHIPPED_CHECKPOINT, device=target)
+        return cls.from_checkpoint(checkpoint, device=target, point_scope=point_scope)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, *, device: torch.device, point_scope: PointScope) -> Segmenter:
+        """Around the default bank of a loaded checkpoint."""
+        return cls(
+            model=checkpoint.build_model(),
+            label_space=checkpoint.label_space,
+            device=device,
+            bank=checkpoint.default_bank,
+            model_version=checkpoint.content_hash[:12],
+            trained=bool(checkpoint.metadata.get("trained", True)),
+            point_scope=point_scope,
+        )
+
+    @classmethod
+    def untrained(cls, *, device: torch.device, point_scope: PointScope = "all") -> Segmenter:
+        """A small model with random weights of a fixed seed: the whole path runs, the labels mean nothing."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_UNTRAINED_SEED)
+            model = SegmentationModel(settings=untrained_settings())
+        return cls(
+            model=model,
+            label_space=NUSCENES_6,
+            device=device,
+            bank="untrained",
+            model_version="untrained",
+            trained=False,
+            point_scope=point_scope,
+        )
+
+    @property
+    def description(self) -> str:
+        """One line for logs: version, bank, classes, image network, device."""
+        settings = self._model.settings
+        return (
+            f"version {self.model_version}, bank {self.bank}, {self.label_space.name} "
+            f"({self.label_space.num_classes} classes), {settings.image_backbone.name}, on {self._device}"
+        )
+
+    def predict(self, frame: Frame, *, min_probability: float = 0.0) -> LabelledFrame:
+        """Label every point of `frame`.
+
+        Points that are not finite, that lie outside the voxel cube or whose label is less probable than
+        `min_probability` are UNLABELED; so are points that no camera sees where point_scope is 'visible'.
+        """
+        start_s = time.perf_counter()
+        batch = prepare([frame], settings=self._settings, image_size=self._model.image_size)
+        batch = batch.to(self._device, non_blocking=True)
+        prepared_s = time.perf_counter()
+        with torch.inference_mode():
+            predictions = self._model(batch)
+            self._synchronize()
+            modelled_s = time.perf_counter()
+            labels, probability = decide(predictions, batch, num_points=frame.num_points, threshold=min_probability)
+        decided_s = time.perf_counter()
+        return LabelledFrame(
+            labels=labels,
+            probability=probability,
+            bank=self.bank,
+            model_version=self.model_version,
+            num_left_out=frame.num_points - batch.num_points,
+            times_ms={
+                "prepare": (prepared_s - start_s) * 1e3,
+                "model": (modelled_s - prepared_s) * 1e3,
+                "decide": (decided_s - modelled_s) * 1e3,
+            },
+        )
+
+    def warm_up(self, *, num_cameras: int) -> None:
+        """Label a made-up frame, so that kernels are chosen and memory is reserved before the first real one."""
+        self.predict(_warm_up_frame(num_cameras))
+
+    def close(self) -> None:
+        """Give the model's memory back, the GPU's too."""
+        self._model.to("cpu")
+        del self._model
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def resolve_device(name: str) -> torch.device:
+    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device that is there; ValueError otherwise."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: {name!r} asked for, but torch sees {torch.cuda.device_count()} CUDA devices")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+    return device
+
+
+def untrained_settings() -> ModelSettings:
+    """A model small enough for a laptop's CPU; only its weights are missing."""
+    return ModelSettings(
+        num_classes=NUSCENES_6.num_classes,
+        preprocess=PreprocessSettings(voxel_size=0.1, image_size=(224, 400)),
+        image_backbone=ImageBackboneSettings(
+            name="vit_tiny_patch16_224", weights="none", model_args={"depth": 4}, feature_norm="none"
+        ),
+        point_backbone=PointBackboneSettings(base_channels=8, num_levels=5),
+        fusion=FusionSettings(hidden=64),
+    )
+
+
+def decide(
+    predictions: Predictions, batch: Batch, *, num_points: int, threshold: float
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Argmax of the ensemble, put back at every point's own place in the frame."""
+    best, train_ids = predictions.ensemble().max(dim=1)
+    unsaid = (best < threshold) | (best == 0)  # an all-zero row: the model says nothing about the point
+    probability = best.masked_fill_(unsaid, 0.0)
+    labels = train_ids.to(torch.uint8).masked_fill_(unsaid, UNLABELED)
+    if batch.num_points != num_points:  # some points of the frame are not in the batch
+        labels = labels.new_full((num_points,), UNLABELED).index_copy_(0, batch.point_index, labels)
+        probability = probability.new_zeros(num_points).index_copy_(0, batch.point_index, probability)
+    return labels.cpu().numpy(), probability.cpu().numpy()
+
+
+def _warm_up_frame(num_cameras: int) -> Frame:
+    """A flat square of points in front of cameras that all look forward."""
+    x, y = np.meshgrid(np.linspace(2, 30, 60), np.linspace(-15, 15, 60))
+    points = np.stack([x, y, np.full_like(x, -1.5)], axis=-1).reshape(-1, 3).astype(np.float32)
+    calibration = Calibration(
+        camera_matrix=np.array([[200.0, 0, 159.5], [0, 200.0, 89.5], [0, 0, 1]]),
+        camera_T_lidar=np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]),
+        image_size=(180, 320),
+    )
+    image = np.zeros((180, 320, 3), dtype=np.uint8)
+    cameras = tuple(CameraView(name=str(i), image=image, calibration=calibration) for i in range(num_cameras))
+    return Frame(points=points, intensity=np.zeros(len(points), dtype=np.float32), cameras=cameras)

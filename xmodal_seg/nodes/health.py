@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the node knows about its own state, and the diagnostic level that follows from it; no ROS import."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from xmodal_seg.nodes.segmentation_settings import SegmentationNodeSettings
+
+Level = Literal["OK", "WARN", "ERROR", "STALE"]
+_WINDOW = 50
+_PROBLEM_MEMORY_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealthReport:
+    """One diagnostic status."""
+
+    level: Level
+    message: str
+    values: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Problem:
+    sentence: str
+    level: Level
+    seen_s: float
+    logged_s: float
+
+
+class Health:
+    """Thread-safe collector: callbacks and the worker write, the diagnostics timer reads.
+
+    Times are seconds on a steady clock, so that a paused or looping bag cannot confuse them.
+    """
+
+    def __init__(self, *, now_s: float) -> None:
+        self._lock = threading.Lock()
+        self._started_s = now_s
+        self._last_input_s: float | None = None
+        self._last_output_s: float | None = None
+        self._frame_ms: deque[float] = deque(maxlen=_WINDOW)
+        self._age_ms: deque[float] = deque(maxlen=_WINDOW)
+        self._stages_ms: dict[str, float] = {}
+        self._counts: Counter[str] = Counter()
+        self._problems: dict[str, _Problem] = {}  # the newest of each source
+
+    def input_arrived(self, now_s: float) -> None:
+        with self._lock:
+            self._last_input_s = now_s
+
+    def count(self, name: str, amount: int = 1) -> None:
+        with self._lock:
+            self._counts[name] += amount
+
+    def problem(self, source: str, sentence: str, *, now_s: float, level: Level = "ERROR") -> bool:
+        """Remember what went wrong; it shows in the diagnostics for a few seconds after its last occurrence.
+
+        True if the log shall say it too: the first time, and then not more often than every few seconds per source.
+        """
+        with self._lock:
+            before = self._problems.get(source)
+            due = before is None or now_s - before.logged_s >= _PROBLEM_MEMORY_S
+            logged_s = now_s if due or before is None else before.logged_s
+            self._problems[source] = _Problem(sentence=sentence, level=level, seen_s=now_s, logged_s=logged_s)
+            return due
+
+    def frame_done(self, *, now_s: float, frame_ms: float, age_ms: float, stages_ms: dict[str, float]) -> None:
+        with self._lock:
+            self._last_output_s = now_s
+            self._frame_ms.append(frame_ms)
+            self._age_ms.append(age_ms)
+            self._stages_ms = dict(stages_ms)
+            self._counts["frames"] += 1
+
+    def report(
+        self, *, now_s: float, settings: SegmentationNodeSettings, extra: dict[str, str], notes: list[str]
+    ) -> HealthReport:
+        """The status now; `notes` are lasting warnings (untrained weights)."""
+        with self._lock:
+            self._problems = {
+                source: problem
+                for source, problem in self._problems.items()
+                if now_s - problem.seen_s <= _PROBLEM_MEMORY_S
+            }
+            findings = self._findings(now_s, settings)
+            findings += [("WARN", note) for note in notes]
+            values = self._values(now_s) | extra
+        level: Level = max((level for level, _ in findings), key=_severity, default="OK")
+        worst = [sentence for finding_level, sentence in findings if finding_level == level]
+        return HealthReport(level=level, message="; ".join(worst) or "labelling", values=values)
+
+    def _findings(self, now_s: float, settings: SegmentationNodeSettings) -> list[tuple[Level, str]]:
+        findings: list[tuple[Level, str]] = []
+        silent_s = now_s - (self._started_s if self._last_input_s is None else self._last_input_s)
+        if silent_s > settings.stale_after_s:
+            findings.append(("STALE", f"no sweep on {settings.points_topic!r} for {silent_s:.1f} s"))
+        limits = (
+            ("time per frame", self._frame_ms, settings.warn_frame_time_ms, settings.error_frame_time_ms),
+            ("age of the input", self._age_ms, settings.warn_input_age_ms, settings.error_input_age_ms),
+        )
+        for name, samples, warn_ms, error_ms in limits:
+            median_ms = float(np.median(samples)) if samples else 0.0
+            if median_ms > warn_ms:
+                findings.append(("ERROR" if median_ms > error_ms else "WARN", f"{name} {median_ms:.0f} ms"))
+        findings += [(problem.level, f"{source}: {problem.sentence}") for source, problem in self._problems.items()]
+        return findings
+
+    def _values(self, now_s: float) -> dict[str, str]:
+        values = {name: str(count) for name, count in sorted(self._counts.items())}
+        for name, samples in (("frame_ms", self._frame_ms), ("input_age_ms", self._age_ms)):
+            if samples:
+                values[f"{name} p50"] = f"{np.percentile(samples, 50):.1f}"
+                values[f"{name} p95"] = f"{np.percentile(samples, 95):.1f}"
+        values |= {f"stage {name}": f"{value:.1f}" for name, value in self._stages_ms.items()}
+        if self._last_output_s is not None:
+            values["last output s ago"] = f"{now_s - self._last_output_s:.1f}"
+        return values
+
+
+def _severity(level: Level) -> int:
+    return ("OK", "WARN", "STALE", "ERROR").index(level)

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spin a node until SIGINT or SIGTERM and end in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import TypeVar
+
+import rclpy
+from rclpy.exceptions import ParameterException
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+_WAKE_S = 0.1
+_IMPATIENT_AFTER_S = 2.0
+
+
+NodeT = TypeVar("NodeT", bound=Node)
+
+
+def run_node(
+    make_node: Callable[[], NodeT],
+    *,
+    argv: Sequence[str] | None,
+    on_start: Callable[[NodeT], bool] = lambda _: True,
+    finished: Callable[[NodeT], bool] = lambda _: False,
+    close: Callable[[NodeT], None] = lambda _: None,
+) -> int:
+    """Make, spin and close a node; the exit code: 0 on an orderly end, 1 if it could not be made or started.
+
+    rclpy's own signal handlers are left out: they end the context while a worker may still publish. Here a signal
+    interrupts the start or ends the spinning, `close` then stops the workers, and the context goes last. A second
+    signal, some seconds later, ends the process at once.
+
+    Args:
+        make_node: may raise ValueError or a ParameterException, which become one sentence on stderr.
+        on_start: called before spinning; False ends with exit code 1 (it has said why).
+        finished: asked between callbacks; True ends with exit code 0.
+        close: stops what the node started.
+    """
+    stop = _Stop()
+    node: NodeT | None = None
+    try:
+        rclpy.init(args=list(argv) if argv is not None else None, signal_handler_options=SignalHandlerOptions.NO)
+        node = make_node()
+        if not on_start(node):
+            return 1
+        _spin(node, stop, finished)
+    except (ValueError, ParameterException, RuntimeError) as error:
+        if node is not None and not isinstance(error, ValueError):
+            raise
+        print(f"xmodal_seg: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        stop.closing()
+        _end(node, close)
+    return 0
+
+
+class _Stop:
+    """SIGINT and SIGTERM: the first interrupts the start or ends the spinning, one that comes later the process.
+
+    Ctrl-C on `ros2 launch` reaches a node twice, from the terminal and from launch, so what comes at once after the
+    first does not count.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._first_s = 0.0
+        self.spinning = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def closing(self) -> None:
+        """From here on no signal interrupts; an impatient one ends the process."""
+        if not self.requested:
+            self.requested, self._first_s = True, time.monotonic()
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        if self.requested:
+            if time.monotonic() - self._first_s > _IMPATIENT_AFTER_S:
+                os._exit(128 + number)
+            return
+        self.requested, self._first_s = True, time.monotonic()
+        if not self.spinning:
+            raise KeyboardInterrupt
+
+
+def _spin(node: NodeT, stop: _Stop, finished: Callable[[NodeT], bool]) -> None:
+    stop.spinning = True  # before the executor: one that is interrupted while it is made complains when it is freed
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        while not stop.requested and not finished(node):
+            executor.spin_once(timeout_sec=_WAKE_S)
+    finally:
+        stop.spinning = False
+        executor.shutdown()
+
+
+def _end(node: NodeT | None, close: Callable[[NodeT], None]) -> None:
+    if node is not None:
+        try:
+            close(node)
+        except RuntimeError as error:
+            # A worker in a computation that does not end: taking the interpreter down under it would abort.
+            print(f"xmodal_seg: {error}", file=sys.stderr, flush=True)
+            os._exit(0)
+        node.destroy_node()
+    rclpy.try_shutdown()

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lifecycle node `xmodal_seg`: camera images and LiDAR sweeps in, labelled sweeps out.
+
+Threads: the executor's callbacks only fill the pairing and a keep-newest mailbox; one worker decodes, infers and
+publishes. The lighting input and the adaptation services of the design join here: `lighting` beside the inputs,
+`~/adaptation/*` beside the outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+
+from xmodal_seg.calibration_file import load_calibration_file
+from xmodal_seg.inference import Segmenter
+from xmodal_seg.nodes.conversions import diagnostic_status, make_image_decoder
+from xmodal_seg.nodes.extrinsics import Extrinsics, make_extrinsics
+from xmodal_seg.nodes.frame_assembly import FrameAssembler
+from xmodal_seg.nodes.health import Health
+from xmodal_seg.nodes.inputs import Inputs
+from xmodal_seg.nodes.mailbox import Worker
+from xmodal_seg.nodes.outputs import Outputs
+from xmodal_seg.nodes.parameters import ParameterGuard, declare_all
+from xmodal_seg.nodes.runner import run_node
+from xmodal_seg.nodes.segmentation_settings import SegmentationNodeSettings
+from xmodal_seg.pairing import Pair
+
+UNTRAINED_WARNING = "the weights are untrained: labels mean nothing; give a trained one by the parameter checkpoint"
+_STOP_TIMEOUT_S = 10.0
+Transition = Callable[["SegmentationNode", LifecycleState], None]
+
+
+def _transition(method: Transition) -> Callable[[SegmentationNode, LifecycleState], TransitionCallbackReturn]:
+    """rclpy swallows exceptions of transitions without a word; this logs them and fails the transition."""
+
+    @functools.wraps(method)
+    def wrapped(self: SegmentationNode, state: LifecycleState) -> TransitionCallbackReturn:
+        name = method.__name__.removeprefix("on_")
+        try:
+            method(self, state)
+        except (ValueError, RuntimeError, OSError, ImportError) as error:
+            self.get_logger().error(f"{name}: {error}")
+            return TransitionCallbackReturn.FAILURE
+        except Exception:
+            self.get_logger().error(f"{name}: {traceback.format_exc()}")
+            return TransitionCallbackReturn.FAILURE
+        self.get_logger().info(f"{name}: done")
+        return TransitionCallbackReturn.SUCCESS
+
+    return wrapped
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Configured:
+    """What on_configure makes and on_cleanup frees."""
+
+    segmenter: Segmenter
+    extrinsics: Extrinsics
+    assemble: FrameAssembler
+    outputs: Outputs
+    worker: Worker[Pair]
+
+
+class SegmentationNode(LifecycleNode):
+    """Labels every point of every sweep; see the README for topics, parameters and services."""
+
+    def __init__(self, **node_args: Any) -> None:
+        """Declares the parameters. Raises ValueError, one sentence, if they do not fit together."""
+        super().__init__("xmodal_seg", **node_args)
+        self.settings = declare_all(self, SegmentationNodeSettings)
+        self._guard = ParameterGuard(node=self, cls=SegmentationNodeSettings, on_change=self._settings_changed)
+        self._configured: _Configured | None = None
+        self._inputs: Inputs | None = None  # while active
+        self._health = Health(now_s=time.monotonic())
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        # The steady clock: diagnostics must go on when simulated time stands still.
+        self._diagnostics_timer = self.create_timer(
+            self.settings.diagnostics_period_s, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME)
+        )
+
+    @_transition
+    def on_configure(self, _: LifecycleState) -> None:
+        """Load weights and calibration, warm up, create publishers."""
+        settings = self.settings
+        if settings.num_threads:
+            torch.set_num_threads(settings.num_threads)
+        calibration_file = load_calibration_file(settings.calibration_file) if settings.calibration_file else None
+        decode_image = make_image_decoder(settings.image_decoder)
+        segmenter = Segmenter.load(
+            settings.checkpoint or None, device=settings.device, point_scope=settings.point_scope
+        )
+        segmenter.warm_up(num_cameras=len(settings.cameras))
+        extrinsics = make_extrinsics(node=self, settings=settings, calibration_file=calibration_file)
+        assemble = FrameAssembler(
+            settings=settings, extrinsics=extrinsics, calibration_file=calibration_file, decode_image=decode_image
+        )
+        self._configured = _Configured(
+            segmenter=segmenter,
+            extrinsics=extrinsics,
+            assemble=assemble,
+            outputs=Outputs(node=self, label_space=segmenter.label_space, cameras=settings.cameras),
+            worker=Worker(handler=self._process, on_error=self._frame_failed, name="inference"),
+        )
+        self.get_logger().info(f"model: {segmenter.description}")
+        if not segmenter.trained:
+            self.get_logger().warning(UNTRAINED_WARNING)
+
+    @_transition
+    def on_activate(self, state: LifecycleState) -> None:
+        """Start the worker and subscribe; a failure leaves the node inactive and configured."""
+        configured = self._require_configured()
+        configured.worker.start()
+        super().on_activate(state)
+        try:
+            self._health = Health(now_s=time.monotonic())
+            self._inputs = Inputs(
+                node=self,
+                settings=self.settings,
+                on_pair=self._pair_ready,
+                on_sweep=lambda: self._health.input_arrived(time.monotonic()),
+                on_jump=self._time_jumped,
+            )
+        except Exception:
+            super().on_deactivate(state)
+            self._stop_work()
+            raise
+        configured.outputs.announce_labels()
+
+    @_transition
+    def on_deactivate(self, state: LifecycleState) -> None:
+        """Unsubscribe, let the frame in work end, drop what waits."""
+        self._stop_work()
+        super().on_deactivate(state)
+
+    @_transition
+    def on_cleanup(self, _: LifecycleState) -> None:
+        """Free the model and its GPU memory; refused while a frame is still in work."""
+        self.close()
+
+    @_transition
+    def on_shutdown(self, _: LifecycleState) -> None:
+        """End from any state."""
+        self.close()
+
+    @_transition
+    def on_error(self, _: LifecycleState) -> None:
+        """Back to unconfigured after a failed transition."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop the worker and free everything that configuring made; harmless in any state.
+
+        Raises RuntimeError, and frees nothing, while the worker does not let go of its frame.
+        """
+        if not self._stop_work():
+            raise RuntimeError("the frame in work does not end, so its model cannot be freed")
+        configured, self._configured = self._configured, None
+        if configured is not None:
+            configured.outputs.close()
+            configured.extrinsics.close()
+            configured.segmenter.close()
+
+    def _require_configured(self) -> _Configured:
+        if self._configured is None:
+            raise RuntimeError("not configured")
+        return self._configured
+
+    def _stop_work(self) -> bool:
+        """Unsubscribe and stop the worker; False if it is still at a frame."""
+        inputs, self._inputs = self._inputs, None
+        if inputs is not None:
+            inputs.close()
+        if self._configured is None or self._configured.worker.stop(timeout_s=_STOP_TIMEOUT_S):
+            return True
+        self.get_logger().warning(f"the frame in work has not ended after {_STOP_TIMEOUT_S:.0f} s")
+        return False
+
+    def _pair_ready(self, pair: Pair) -> None:
+        dropped = self._require_configured().worker.put(pair)
+        if dropped:
+            self._health.count("dropped_busy", dropped)
+
+    def _process(self, pair: Pair) -> None:
+        """Worker: one pair of messages to one labelled cloud."""
+        configured = self._require_configured()
+        start_s = time.perf_counter()
+        assembled = configured.assemble(pair)
+        assembled_s = time.perf_counter()
+        for camera, problem in assembled.problems.items():
+            self._health.count("camera_problems")
+            self._report(f"camera {camera!r}", problem, level="WARN")
+        if self.settings.cameras and not assembled.frame.cameras:
+            self._health.count("lidar_only_frames")
+        labelled = configured.segmenter.predict(assembled.frame, min_probability=self.settings.min_probability)
+        labelled_s = time.perf_counter()
+        if labelled.num_left_out:
+            self._health.count("points_left_out", labelled.num_left_out)
+        outputs = configured.outputs
+        outputs.publish_cloud(pair.cloud.header, assembled.frame, labelled)
+        headers = {name: paired.image.header for name, paired in pair.images.items()}
+        outputs.publish_images(assembled.frame, labelled, headers=headers, radius=self.settings.overlay_radius_px)
+        end_s = time.perf_counter()
+        times_ms = {
+            "assemble": (assembled_s - start_s) * 1e3,
+            **labelled.times_ms,
+            "publish": (end_s - labelled_s) * 1e3,
+            "frame": (end_s - start_s) * 1e3,
+        }
+        now_ns = self.get_clock().now().nanoseconds
+        age_ms = (now_ns - pair.stamp_ns) / 1e6 if now_ns else 0.0  # simulated time has not begun
+        outputs.publish_times({**times_ms, "pipeline_latency": age_ms})
+        self._health.frame_done(now_s=time.monotonic(), frame_ms=times_ms["frame"], age_ms=age_ms, stages_ms=times_ms)
+
+    def _frame_failed(self, error: Exception) -> None:
+        """A frame that cannot be labelled is said and left; the next one is processed."""
+        sentence = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        self._health.count("failed_frames")
+        self._report("sweep not labelled", sentence, level="ERROR")
+
+    def _report(self, source: str, sentence: str, *, level: Literal["WARN", "ERROR"]) -> None:
+        """To the diagnostics, and now and then to the log."""
+        if self._health.problem(source, sentence, now_s=time.monotonic(), level=level):
+            # Two call sites, because rclpy ties a severity to the place that logs.
+            if level == "WARN":
+                self.get_logger().warning(f"{source}: {sentence}")
+            else:
+                self.get_logger().error(f"{source}: {sentence}")
+
+    def _time_jumped(self) -> None:
+        self._health.count("time_jumps")
+        if self._configured is not None:
+            self._configured.extrinsics.clear()
+
+    def _settings_changed(self, settings: SegmentationNodeSettings) -> None:
+        self.settings = settings
+
+    def _publish_diagnostics(self) -> None:
+        message = DiagnosticArray()
+        message.header.stamp = self.get_clock().now().to_msg()
+        message.status = [self._status()]
+        self._diagnostics.publish(message)
+
+    def _status(self) -> DiagnosticStatus:
+        name = f"{self.get_name()}: segmentation"
+        configured, inputs = self._configured, self._inputs
+        if configured is None or inputs is None:
+            return diagnostic_status(name=name, level="OK", message="not active")
+        busy_since_s = configured.worker.busy_since
+        busy_s = 0.0 if busy_since_s is None else time.monotonic() - busy_since_s
+        if busy_s > self.settings.error_frame_time_ms / 1e3:
+            self._report("inference", "one frame takes longer than error_frame_time_ms", level="ERROR")
+        counters = {f"pairing {key}": str(count) for key, count in inputs.counters.items()}
+        report = self._health.report(
+            now_s=time.monotonic(),
+            settings=self.settings,
+            extra={"model": configured.segmenter.description, "busy_s": f"{busy_s:.1f}", **counters},
+            notes=[] if configured.segmenter.trained else [UNTRAINED_WARNING],
+        )
+        return diagnostic_status(name=name, level=report.level, message=report.message, values=report.values)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the node until it is told to stop; 0 on an orderly end, 1 if it could not start."""
+    return run_node(SegmentationNode, argv=argv, on_start=_autostart, close=SegmentationNode.close)
+
+
+def _autostart(node: SegmentationNode) -> bool:
+    if not node.settings.autostart:
+        return True
+    for trigger in (node.trigger_configure, node.trigger_activate):
+        if trigger() != TransitionCallbackReturn.SUCCESS:
+            return False  # the transition has logged why
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Domains of the simulated world, rendered once into frame stores and shared by all recipes that ask for the same.
+
+A part of a task (the source's training frames, the target's test frames ...) consists of short drives, each with its
+own seed; the seeds of the parts are disjoint, so no street of one part appears in another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from xmodal_seg.config import Settings, parse_settings
+from xmodal_seg.geometry import project_frame
+from xmodal_seg.labels import IGNORE_INDEX
+from xmodal_seg.simulation import drive as simulation_drive
+from xmodal_seg.simulation.drive import Drive, DriveSettings
+from xmodal_seg.simulation.light import schedule_named
+from xmodal_seg.simulation.places import place_named
+from xmodal_seg.simulation.raw_classes import label_space_named, train_ids
+from xmodal_seg.simulation.rigs import Rig, rig_named
+from xmodal_seg.simulation.weather import weather_named
+from xmodal_seg.structures import NO_CAMERA
+from xmodal_seg.training.data.dataset import Domains
+from xmodal_seg.training.data.frame_store import FrameStore, StoredFrame, read_index, write_frame_store
+from xmodal_seg.training.locks import locked
+from xmodal_seg.training.recipe_settings import DataSettings
+
+RAW_LABELS = "simulation_raw"
+# A part's drives have the seeds from here on; parts of other data sets must start elsewhere.
+_FIRST_SEED = {"source_train": 100_000, "target_train": 200_000, "target_val": 300_000, "target_test": 400_000}
+
+_LOG = logging.getLogger(__name__)
+
+
+class RigScale(Settings):
+    """`Rig.scaled`: fewer pixels and rays."""
+
+    image: float = Field(default=1.0, gt=0, le=1)
+    columns: int | None = None
+    beams: int | None = None
+    points: int | None = None
+    front_only: bool = True
+
+
+class DomainSettings(Settings):
+    """What the drives of a domain are drawn from, by the names that `xmodal-seg simulate` knows."""
+
+    places: tuple[str, ...] = Field(min_length=1)
+    rig: str
+    scale: RigScale = RigScale()
+    lights: tuple[str, ...] = Field(default=("noon",), min_length=1)
+    weathers: tuple[str, ...] = Field(default=("clear",), min_length=1)
+
+
+class NumFrames(Settings):
+    """Frames of each part."""
+
+    source_train: int = Field(gt=0)
+    target_train: int = Field(gt=0)
+    target_val: int = Field(gt=0)
+    target_test: int = Field(gt=0)
+
+
+class SimulatedOptions(Settings):
+    """data.options of the reader 'simulated'."""
+
+    label_space: str
+    source: DomainSettings
+    target: DomainSettings
+    frames: NumFrames
+    frames_per_drive: int = Field(default=8, gt=0)
+    fps: float = Field(default=0.5, gt=0, description="frames a second; at 0.5 they lie some 15 m apart")
+    visible_only: bool = Field(default=True, description="leave out points that no camera sees")
+    num_processes: int | None = Field(default=None, gt=0, description="that render; all processors if None")
+
+
+def open_world(data: DataSettings) -> Domains:
+    """The domains of a recipe, rendered below data.root/worlds where they are missing.
+
+    Raises ValueError for a name that the simulation does not know.
+    """
+    options = parse_settings(SimulatedOptions, data.options, where="data.options")
+    label_space = label_space_named(options.label_space)
+    table = np.full(256, IGNORE_INDEX, dtype=np.int64)
+    of_raw = train_ids(label_space)
+    table[: of_raw.size] = of_raw
+    stores = {}
+    for part in NumFrames.model_fields:
+        folder = _rendered(data.root / "worlds", part, options)
+        stores[part] = FrameStore(folder, label_space=label_space, table=table, labels=RAW_LABELS)
+    joined = "\n".join(f"{part} {store.fingerprint}" for part, store in stores.items())
+    fingerprint = hashlib.sha256(f"{joined}\n{label_space.name}".encode()).hexdigest()[:16]
+    return Domains(**stores, fingerprint=fingerprint)
+
+
+def simulation_hash() -> str:
+    """16 hex digits over the sources of the simulation."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(simulation_drive.__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _rendered(root: Path, part: str, options: SimulatedOptions) -> Path:
+    """The folder of a part's store, rendered first if it is not there."""
+    domain = options.source if part.startswith("source") else options.target
+    num_frames = getattr(options.frames, part)
+    facts = {
+        "part": part,
+        "domain": domain.model_dump(mode="json"),
+        "num_frames": num_frames,
+        "frames_per_drive": options.frames_per_drive,
+        "fps": options.fps,
+        "visible_only": options.visible_only,
+    }
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    folder = root / f"{part}_{key}"
+    _drive_settings(domain, options, seed=0)  # complain about names before a process pool does
+    version = simulation_hash()
+    with locked(folder):
+        if not (folder / "store.json").is_file():
+            write_frame_store(
+                folder,
+                _frames(part, domain, options, num_frames),
+                num_frames=num_frames,
+                name=f"{part} {key}",
+                labels=RAW_LABELS,
+                origin={**facts, "simulation": version},
+            )
+    made_by = read_index(folder)["origin"]["simulation"]
+    if made_by != version:
+        _LOG.warning("%s was rendered by another version of the simulation; remove it to render anew", folder)
+    return folder
+
+
+def _frames(part: str, domain: DomainSettings, options: SimulatedOptions, num_frames: int) -> Iterator[StoredFrame]:
+    num_drives = -(-num_frames // options.frames_per_drive)
+    jobs = [(domain, options, _FIRST_SEED[part] + number) for number in range(num_drives)]
+    processes = min(options.num_processes or os.cpu_count() or 1, num_drives)
+    if processes == 1:
+        for job in jobs:
+            yield from _drive_frames(job)
+        return
+    # Spawned, not forked: the parent may hold threads of torch.
+    with ProcessPoolExecutor(max_workers=processes, mp_context=get_context("spawn")) as pool:
+        for frames in pool.map(_drive_frames, jobs):
+            yield from frames
+
+
+def _drive_frames(job: tuple[DomainSettings, SimulatedOptions, int]) -> list[StoredFrame]:
+    domain, options, seed = job
+    drive = Drive(_drive_settings(domain, options, seed=seed))
+    stored = []
+    for index in range(len(drive)):
+        sample = drive.sample(index)
+        frame, labels = sample.frame, sample.raw_labels
+        if options.visible_only:
+            seen = project_frame(frame).camera_index != NO_CAMERA
+            frame, labels = frame.select(seen), labels[seen]
+        stored.append(StoredFrame(frame=frame, labels=labels))
+    return stored
+
+
+def _drive_settings(domain: DomainSettings, options: SimulatedOptions, *, seed: int) -> DriveSettings:
+    """A drive: its place, light and weather drawn by its seed."""
+    rng = np.random.default_rng(seed)
+
+    def draw(names: tuple[str, ...]) -> str:
+        return names[int(rng.integers(len(names)))]
+
+    duration = (options.frames_per_drive - 1) / options.fps
+    return DriveSettings(
+        seed=seed,
+        num_frames=options.frames_per_drive,
+        fps=options.fps,
+        place=place_named(draw(domain.places)),
+        rig=_rig(domain),
+        light=schedule_named(draw(domain.lights), duration),
+        weather=weather_named(draw(domain.weathers)),
+    )
+
+
+def _rig(domain: DomainSettings) -> Rig:
+    scale: dict[str, Any] = domain.scale.model_dump()
+    return rig_named(domain.rig).scaled(**scale)

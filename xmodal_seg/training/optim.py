@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adam with one learning rate per parameter group, and milestones."""
+
+from __future__ import annotations
+
+import torch
+from torch.optim import Adam
+from torch.optim.lr_scheduler import MultiStepLR
+
+from xmodal_seg.models.segmenter import SegmentationModel
+from xmodal_seg.training.recipe_settings import OptimSettings
+
+
+def build_optimizer(model: SegmentationModel, settings: OptimSettings) -> Adam:
+    """Adam (betas 0.9 and 0.999, no weight decay, as xMUDA) over the groups that have parameters."""
+    rates = settings.lr.model_dump()
+    groups = [
+        {"params": parameters, "lr": rates[name], "name": name}
+        for name, parameters in model.parameter_groups().items()
+        if parameters
+    ]
+    return Adam(groups)
+
+
+def build_scheduler(optimizer: torch.optim.Optimizer, settings: OptimSettings) -> MultiStepLR:
+    """Every rate times gamma at each milestone, rounded to a step."""
+    milestones = [round(share * settings.steps) for share in settings.milestones]
+    return MultiStepLR(optimizer, milestones=milestones, gamma=settings.gamma)

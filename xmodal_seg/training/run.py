@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a recipe to a trained run, and from a run to its scores and pseudo-labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from rich.console import Console
+
+from xmodal_seg.checkpoint import Checkpoint, load_checkpoint
+from xmodal_seg.models.segmenter import SegmentationModel
+from xmodal_seg.training.data.dataset import Domains, FrameDataset
+from xmodal_seg.training.data.prepared import write_text
+from xmodal_seg.training.data.tasks import open_domains
+from xmodal_seg.training.evaluation import ENSEMBLE, Scores, evaluate_selections, whole
+from xmodal_seg.training.feature_cache import FeatureCache, open_feature_cache
+from xmodal_seg.training.pseudo_labels import PseudoLabelStore, make_pseudo_labels
+from xmodal_seg.training.recipe import Recipe, load_recipe
+from xmodal_seg.training.streams import DomainBatch, EvaluationBatches, InputSettings, loader
+from xmodal_seg.training.trainer import BEST, LAST, RECIPE_FILE, Sources, Trainer, build_fabric, build_model
+
+RESULTS_FILE = "results.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A recipe with everything that it needs, opened."""
+
+    recipe: Recipe
+    domains: Domains
+    model: SegmentationModel
+    fabric: Fabric
+
+    def features(
+        self, dataset: FrameDataset, *, mirrored: bool = False, image_size: tuple[int, int] | None = None
+    ) -> FeatureCache | None:
+        """The feature cache of a data set, filled where needed; None where the recipe uses none."""
+        if not self.recipe.feature_cache:
+            return None
+        return open_feature_cache(
+            self.recipe.data.root / "features",
+            model=self.model,
+            dataset=dataset,
+            image_size=InputSettings.of(self.model, image_size=image_size).image_size,
+            fingerprint=self.domains.fingerprint,
+            mirrored=mirrored,
+        )
+
+    def batches(self, dataset: FrameDataset) -> EvaluationBatches:
+        """All of a data set, unaltered."""
+        return EvaluationBatches(
+            dataset=dataset,
+            inputs=InputSettings.of(self.model),
+            batch_size=self.recipe.evaluation.batch_size,
+            feature_maps=self.features(dataset),
+        )
+
+    def items(self, batches: EvaluationBatches) -> Iterable[DomainBatch]:
+        return loader(batches, num_workers=self.recipe.data.num_workers)
+
+
+def set_up(recipe: Recipe, *, single: bool = False) -> Setup:
+    """Open the data and build the model, for one process alone if `single`.
+
+    Raises ValueError for whatever is missing or does not fit.
+    """
+    if recipe.accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError("accelerator: 'gpu' asked for, but torch sees none")
+    domains = open_domains(recipe)
+    fabric = build_fabric(recipe, single=single)
+    model = build_model(recipe).to(fabric.device)
+    return Setup(recipe=recipe, domains=domains, model=model, fabric=fabric)
+
+
+def make_trainer(recipe: Recipe, out: Path, *, console: Console | None = None) -> Trainer:
+    """Everything that a run needs, with the feature cache filled; at the step that the folder `out` has reached."""
+    setup = set_up(recipe)
+    return Trainer(
+        recipe=recipe,
+        domains=setup.domains,
+        model=setup.model,
+        out=out,
+        fabric=setup.fabric,
+        sources=_sources(setup),
+        console=console,
+    )
+
+
+def train(recipe: Recipe, out: Path, *, console: Console | None = None) -> Trainer:
+    """Train a recipe in the folder `out`, or go on with what is there."""
+    trainer = make_trainer(recipe, out, console=console)
+    trainer.fit()
+    return trainer
+
+
+def evaluate_run(run: Path) -> dict[str, Any]:
+    """Score a finished run on the target's test part, and write `results.json` beside its recipe.
+
+    Three protocols: `best`, the paper's, reads each head from the checkpoint with its own best validation score and
+    averages those of the ensemble; `best_single` is the one checkpoint with the best ensemble; `last` the last one.
+    """
+    setup = set_up(load_recipe(_file(run, RECIPE_FILE)), single=True)
+    batches = setup.batches(setup.domains.target_test)
+    best = load_checkpoint(run / BEST, device=setup.fabric.device)
+    models = _models_by_bank(best)
+    selections = {
+        "best": {name: model for name, model in models.items() if name != ENSEMBLE},
+        "best_single": whole(models[ENSEMBLE]),
+        "last": whole(load_checkpoint(run / LAST, device=setup.fabric.device).build_model()),
+    }
+    scores = evaluate_selections(
+        selections, setup.items(batches), device=setup.fabric.device, autocast=setup.fabric.autocast
+    )
+    results = {
+        "data": setup.domains.target_test.name,
+        "fingerprint": setup.domains.fingerprint,
+        "recipe_hash": setup.recipe.result_hash(),
+        "class_names": list(setup.domains.label_space.class_names),
+        "validation": best.metadata["best"],
+        "test": {protocol: summarise(of_protocol) for protocol, of_protocol in scores.items()},
+    }
+    write_text(run / RESULTS_FILE, json.dumps(results, indent=1) + "\n")
+    return results
+
+
+def make_run_pseudo_labels(run: Path, folder: Path) -> dict[str, float]:
+    """Pseudo-labels of the target's training part by the last checkpoint of a run; percent of points kept, by head."""
+    setup = set_up(load_recipe(_file(run, RECIPE_FILE)), single=True)
+    dataset = setup.domains.target_train
+    batches = setup.batches(dataset)
+    return make_pseudo_labels(
+        load_checkpoint(run / LAST, device=setup.fabric.device).build_model(),
+        dataset,
+        batches,
+        folder=folder,
+        fingerprint=setup.domains.fingerprint,
+        device=setup.fabric.device,
+        autocast=setup.fabric.autocast,
+        items=setup.items(batches),
+    )
+
+
+def summarise(scores: Scores) -> dict[str, Any]:
+    """For each head: mIoU in percent as is usual and as the ancestors count, and IoU of every class (None: absent)."""
+    return {
+        name: {
+            "miou": matrix.mean_iou(),
+            "miou_absent_zero": matrix.mean_iou(absent="zero"),
+            "iou": [None if value != value else round(100 * float(value), 2) for value in matrix.iou()],
+        }
+        for name, matrix in scores.items()
+    }
+
+
+def _sources(setup: Setup) -> Sources:
+    recipe, domains = setup.recipe, setup.domains
+    pseudo_labels = None
+    if recipe.losses.lambda_pl > 0:
+        assert recipe.data.pseudo_labels is not None
+        pseudo_labels = PseudoLabelStore(
+            recipe.data.pseudo_labels,
+            heads=recipe.model.heads.main,
+            teacher=recipe.losses.pseudo_label_teacher,
+            fingerprint=domains.fingerprint,
+            num_frames=len(domains.target_train),
+        )
+    data = recipe.data
+    return Sources(
+        source_features=setup.features(
+            domains.source_train, mirrored=data.augment_source.image.flip > 0, image_size=data.image_size_source
+        ),
+        target_features=setup.features(
+            domains.target_train, mirrored=data.augment_target.image.flip > 0, image_size=data.image_size_target_train
+        ),
+        validation_features=setup.features(domains.target_val),
+        pseudo_labels=pseudo_labels,
+    )
+
+
+def _models_by_bank(checkpoint: Checkpoint) -> dict[str, SegmentationModel]:
+    """The model of every bank; banks of the same step share one."""
+    by_step: dict[int, SegmentationModel] = {}
+    models = {}
+    for bank, record in checkpoint.metadata["best"].items():
+        step = int(record["step"])
+        if step not in by_step:
+            by_step[step] = checkpoint.build_model(bank=bank)
+        models[bank] = by_step[step]
+    return models
+
+
+def _file(run: Path, name: str) -> Path:
+    if not (run / name).is_file():
+        raise ValueError(f"{run}: no run here ({name} is missing)")
+    return run / name

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make the runs of a table: what is missing is trained and scored, in one process or in several."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from xmodal_seg.training.recipe import Recipe
+from xmodal_seg.training.run import evaluate_run, make_run_pseudo_labels, train
+from xmodal_seg.training.trainer import NonFiniteLossError
+
+# A second stage learns from the pseudo-labels of its first stage, of the same seed.
+FIRST_STAGE = {"ours_pl": "ours", "xmuda_pl": "xmuda"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One line of the table to be."""
+
+    recipe: Recipe
+    key: dict[str, Any]  # the line's key columns
+    folder: Path
+    first_stage: Path | None = None  # folder of the run whose pseudo-labels are learned
+
+    @property
+    def title(self) -> str:
+        return f"{self.key['shift']} {self.key['method']} seed {self.key['seed']}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A run that was made, or the sentence about why not."""
+
+    run: Run
+    minutes: float = 0.0
+    results: dict[str, Any] | None = None
+    error: str | None = None
+
+
+def make_runs(chains: Sequence[Sequence[Run]], *, jobs: int) -> Iterator[Finished]:
+    """Train and score runs, `jobs` at a time, each as soon as the one before it in its chain is done.
+
+    The runs behind one that fails are left out. With one job everything happens in this process; with more, each has a
+    process and a single thread: two such processes do nearly twice the work of one process with two threads.
+    """
+    if jobs == 1:
+        for chain in chains:
+            yield from _until_failure(chain)
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes to come
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        yield from _in_pool(pool.submit, chains)
+
+
+def make_run(run: Run) -> Finished:
+    """Train and score one run, its output in `log.txt`; an error becomes a sentence."""
+    start_s = time.monotonic()
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / "log.txt").open("a", encoding="utf-8") as log:
+        try:
+            if run.first_stage is not None:
+                assert run.recipe.data.pseudo_labels is not None
+                make_run_pseudo_labels(run.first_stage, run.recipe.data.pseudo_labels)
+            train(run.recipe, run.folder, console=Console(file=log))
+            results = evaluate_run(run.folder)
+        except (ValueError, NonFiniteLossError) as error:
+            return Finished(run=run, error=f"{run.title}: {error}")
+    return Finished(run=run, minutes=(time.monotonic() - start_s) / 60, results=results)
+
+
+def _in_pool(submit: Callable[..., Future[Finished]], chains: Sequence[Sequence[Run]]) -> Iterator[Finished]:
+    followers = {id(chain[i]): chain[i + 1] for chain in chains for i in range(len(chain) - 1)}
+    pending = {submit(make_run, chain[0]): chain[0] for chain in chains if chain}
+    while pending:
+        done, _ = wait(pending, return_when=FIRST_COMPLETED)
+        for future in done:
+            run, finished = pending.pop(future), future.result()
+            if finished.error is None and id(run) in followers:
+                follower = followers[id(run)]
+                pending[submit(make_run, follower)] = follower
+            yield finished
+
+
+def _until_failure(chain: Sequence[Run]) -> Iterator[Finished]:
+    for run in chain:
+        finished = make_run(run)
+        yield finished
+        if finished.error is not None:
+            return
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)

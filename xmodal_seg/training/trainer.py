@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training: steps on both domains, validation, checkpoints; on a CPU, a GPU or several.
+
+A run's folder holds `recipe.yaml` (resolved), `state.pt` (to go on from), `last/` and `best/` (checkpoints),
+`validation.csv` and TensorBoard's event files.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning_fabric import Fabric, seed_everything
+from rich.console import Console
+
+from xmodal_seg.checkpoint import save_checkpoint
+from xmodal_seg.metrics import ConfusionMatrix
+from xmodal_seg.models.segmenter import SegmentationModel
+from xmodal_seg.training.best_banks import BestBanks, backbone_storage
+from xmodal_seg.training.data.dataset import Domains, FrameDataset, class_counts, log_class_weights
+from xmodal_seg.training.evaluation import Scores, evaluate
+from xmodal_seg.training.optim import build_optimizer, build_scheduler
+from xmodal_seg.training.processes import average_buffers, sum_gradients, sum_over_processes
+from xmodal_seg.training.recipe import Recipe, save_recipe
+from xmodal_seg.training.run_log import RunLog
+from xmodal_seg.training.run_state import STATE_FILE, load_state, save_state
+from xmodal_seg.training.sampler import Domain, dropout_seed
+from xmodal_seg.training.steps import StepResult, source_step, target_step
+from xmodal_seg.training.streams import (
+    DomainBatch,
+    DomainStream,
+    EvaluationBatches,
+    FeatureMaps,
+    InputSettings,
+    PseudoLabels,
+    TrainingSteps,
+    loader,
+)
+
+LAST, BEST, RECIPE_FILE = "last", "best", "recipe.yaml"
+
+
+class NonFiniteLossError(RuntimeError):
+    """A loss is NaN or infinite; the weights were not touched by it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where the batches come from beside the data sets; None where the recipe has no use for it."""
+
+    source_features: FeatureMaps | None = None
+    target_features: FeatureMaps | None = None
+    validation_features: FeatureMaps | None = None
+    pseudo_labels: PseudoLabels | None = None
+
+
+class Trainer:
+    """One training run in the folder `out`; goes on from `state.pt` if that is there.
+
+    Raises ValueError if the folder holds a run of another recipe.
+    """
+
+    def __init__(
+        self,
+        *,
+        recipe: Recipe,
+        domains: Domains,
+        model: SegmentationModel,
+        out: Path,
+        fabric: Fabric,
+        sources: Sources | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.recipe, self.domains, self.out, self.fabric = recipe, domains, out, fabric
+        self._sources = sources or Sources()
+        self._console = console or Console()
+        self.model = model.to(fabric.device)
+        self.optimizer = build_optimizer(model, recipe.optim)
+        self.scheduler = build_scheduler(self.optimizer, recipe.optim)
+        weights = _class_weights(recipe, self._supervised)
+        self.class_weights = None if weights is None else weights.to(fabric.device)
+        self._run_hash = f"{recipe.result_hash()}-{recipe.seed}-{domains.fingerprint}"
+        self.step = 0
+        out.mkdir(parents=True, exist_ok=True)
+        if (out / STATE_FILE).is_file():
+            self.step = load_state(
+                out / STATE_FILE,
+                model=model,
+                optimizer=self.optimizer,
+                scheduler=self.scheduler,
+                recipe_hash=self._run_hash,
+            )
+        elif fabric.global_rank == 0:
+            save_recipe(recipe, out / RECIPE_FILE)
+        self._metadata = {"trained": True, "recipe": recipe.model_dump(mode="json"), "data": domains.fingerprint}
+        self._best = BestBanks(out / BEST, label_space=domains.label_space, metadata=self._metadata)
+
+    def fit(self) -> None:
+        """Train to the recipe's number of steps; NonFiniteLossError before a step that would spoil the weights."""
+        total = self.recipe.optim.steps
+        items = iter(loader(self.training_steps(total, start=self.step), num_workers=self.recipe.data.num_workers))
+        self.model.train()
+        with RunLog(self.out, console=self._console, step=self.step, total=total, active=self._is_first) as log:
+            while self.step < total:
+                start_s = time.perf_counter()
+                source, target = next(items)
+                wait_s = time.perf_counter() - start_s
+                terms = self.train_step(source, target)
+                self._log(log, terms, wait_s=wait_s, step_s=time.perf_counter() - start_s)
+                self._after_step(log)
+
+    def batches(self, step: int) -> tuple[DomainBatch, DomainBatch | None]:
+        """This process's source and target frames of a step."""
+        return self.training_steps(self.recipe.optim.steps).at_step(step)
+
+    def train_step(self, source: DomainBatch, target: DomainBatch | None) -> dict[str, float]:
+        """Both halves and one optimiser step; the losses by name, this process's shares, with their sum as `loss`."""
+        torch.manual_seed(dropout_seed(step=self.step, seed=self.recipe.seed, rank=self.fabric.global_rank))
+        self.optimizer.zero_grad(set_to_none=True)
+        reduce = self._reduce if self.fabric.world_size > 1 else None
+        losses = self.recipe.losses
+        terms = self._backward(
+            lambda: source_step(
+                self.model,
+                source.to(self.fabric.device),
+                losses=losses,
+                class_weights=self.class_weights,
+                sum_over_processes=reduce,
+            )
+        )
+        if target is not None:
+            terms |= self._backward(
+                lambda: target_step(self.model, target.to(self.fabric.device), losses=losses, sum_over_processes=reduce)
+            )
+        sum_gradients(self.fabric, (p for group in self.optimizer.param_groups for p in group["params"]))
+        self.optimizer.step()
+        self.scheduler.step()
+        self.step += 1
+        terms["loss"] = sum(value for name, value in terms.items() if name.endswith("/loss"))
+        return terms
+
+    def validate(self) -> Scores:
+        """Scores on the target's validation part, over all processes."""
+        return self.score(self.domains.target_val, self._sources.validation_features)
+
+    def score(self, dataset: FrameDataset, feature_maps: FeatureMaps | None = None) -> Scores:
+        """Scores of the present weights on a data set."""
+        average_buffers(self.fabric, self.model)
+        batches = EvaluationBatches(
+            dataset=dataset,
+            inputs=InputSettings.of(self.model),
+            batch_size=self.recipe.evaluation.batch_size,
+            feature_maps=feature_maps,
+            rank=self.fabric.global_rank,
+            world_size=self.fabric.world_size,
+        )
+        items = loader(batches, num_workers=self.recipe.data.num_workers)
+        scores = evaluate(self.model, items, device=self.fabric.device, autocast=self.fabric.autocast)
+        for name, matrix in scores.items():
+            counts = self._reduce(matrix.counts.to(self.fabric.device)).cpu()
+            scores[name] = ConfusionMatrix(num_classes=matrix.num_classes, counts=counts)
+        return scores
+
+    def save(self) -> None:
+        """Write what a resumed run needs."""
+        average_buffers(self.fabric, self.model)
+        if self._is_first:
+            save_state(
+                self.out / STATE_FILE,
+                step=self.step,
+                model=self.model,
+                optimizer=self.optimizer,
+                scheduler=self.scheduler,
+                recipe_hash=self._run_hash,
+            )
+
+    @property
+    def _is_first(self) -> bool:
+        return self.fabric.global_rank == 0
+
+    @property
+    def _supervised(self) -> FrameDataset:
+        return self.domains.source_train if self.recipe.data.labelled == "source" else self.domains.target_train
+
+    def training_steps(self, total: int, *, start: int = 0) -> TrainingSteps:
+        """This process's frames of the steps from `start` to `total`."""
+        recipe, from_source = self.recipe, self.recipe.data.labelled == "source"
+        source = self._stream(
+            "source",
+            self._supervised,
+            feature_maps=self._sources.source_features if from_source else self._sources.target_features,
+            keep_labels=True,
+        )
+        target = self._stream(
+            "target",
+            self.domains.target_train,
+            feature_maps=self._sources.target_features,
+            pseudo_labels=self._sources.pseudo_labels,
+            keep_labels=False,
+        )
+        return TrainingSteps(source=source, target=target if recipe.uses_target else None, start=start, stop=total)
+
+    def _stream(self, domain: Domain, dataset: FrameDataset, **extra: Any) -> DomainStream:
+        data = self.recipe.data
+        of_source = domain == "source" and data.labelled == "source"
+        image_size = data.image_size_source if of_source else data.image_size_target_train
+        return DomainStream(
+            dataset=dataset,
+            domain=domain,
+            inputs=InputSettings.of(self.model, image_size=image_size),
+            augment=data.augment_source if of_source else data.augment_target,
+            batch_size=self.recipe.optim.batch_size,
+            seed=self.recipe.seed,
+            rank=self.fabric.global_rank,
+            world_size=self.fabric.world_size,
+            **extra,
+        )
+
+    def _backward(self, half_step: Callable[[], StepResult]) -> dict[str, float]:
+        """Forward and backward of one domain; its losses by name. Raises NonFiniteLossError before backward."""
+        with self.fabric.autocast():
+            result = half_step()
+        names = list(result.terms)
+        values = torch.stack([*result.terms.values(), result.loss.detach().float()]).tolist()
+        prefix = names[0].split("/")[0]
+        if not math.isfinite(values[-1]):
+            broken = [name for name, value in zip(names, values, strict=False) if not math.isfinite(value)]
+            raise NonFiniteLossError(
+                f"step {self.step}: the loss is not finite ({', '.join(broken) or prefix}); nothing was changed by it, "
+                f"and the last checkpoint in {self.out} is whole: lower optim.lr or look at the data"
+            )
+        result.loss.backward()
+        return {**dict(zip(names, values, strict=False)), f"{prefix}/loss": values[-1]}
+
+    def _after_step(self, log: RunLog) -> None:
+        settings, finished = self.recipe.evaluation, self.step == self.recipe.optim.steps
+        if self.step % settings.every == 0 or finished:
+            scores = self.validate()
+            if self._is_first:
+                self._best.update(scores, step=self.step, model=self.model)
+                log.validation(self.step, {name: matrix.mean_iou() for name, matrix in scores.items()})
+        if finished:
+            average_buffers(self.fabric, self.model)
+            if self._is_first:
+                self._save_last()
+        if self.step % settings.checkpoint_every == 0 or finished:
+            self.save()
+
+    def _save_last(self) -> None:
+        save_checkpoint(
+            self.out / LAST,
+            self.model,
+            label_space=self.domains.label_space,
+            metadata={**self._metadata, "step": self.step},
+            backbone=backbone_storage(self.model),
+        )
+
+    def _log(self, log: RunLog, terms: dict[str, float], *, wait_s: float, step_s: float) -> None:
+        wait_percent = 100 * wait_s / step_s
+        log.advance(self.step, loss=terms["loss"], wait_percent=wait_percent)
+        if self.step % self.recipe.evaluation.log_every:
+            return
+        values = {name if "/" in name else f"train/{name}": value for name, value in terms.items()}
+        rates = {f"rate/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        log.scalars(self.step, {**values, **rates, "time/step_s": step_s, "time/data_wait_percent": wait_percent})
+
+    def _reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        return sum_over_processes(self.fabric, tensor)
+
+
+def build_fabric(recipe: Recipe, *, single: bool = False) -> Fabric:
+    """One process, or as many as the recipe or torchrun says unless `single`; launched."""
+    devices, nodes = 1 if single else recipe.devices, 1
+    if "LOCAL_WORLD_SIZE" in os.environ and not single:  # torchrun
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    several = devices * nodes > 1
+    fabric = Fabric(
+        accelerator=recipe.accelerator,
+        strategy="ddp" if several else "auto",
+        devices=devices,
+        num_nodes=nodes,
+        precision=cast(Any, recipe.precision),
+    )
+    fabric.launch()
+    return fabric
+
+
+def build_model(recipe: Recipe) -> SegmentationModel:
+    """The recipe's model with weights drawn from its seed."""
+    seed_everything(recipe.seed, verbose=False)
+    return SegmentationModel(settings=recipe.model)
+
+
+def _class_weights(recipe: Recipe, dataset: FrameDataset) -> torch.Tensor | None:
+    weights = recipe.losses.class_weights
+    if weights == "none":
+        return None
+    values = log_class_weights(class_counts(dataset)) if weights == "log" else weights
+    return torch.tensor(values, dtype=torch.float32)
