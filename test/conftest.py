@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from xmodal_seg.commands.processes import free_domain
+
 if TYPE_CHECKING:
     from rclpy.context import Context
 
@@ -59,8 +61,9 @@ def real_data() -> Path:
 
 @pytest.fixture
 def large_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transports that lose no large messages, for the test's participants and, inherited, for those of its children."""
+    """Transports that lose no large messages, in a domain of their own, for the processes that the test starts."""
     monkeypatch.setenv("FASTDDS_BUILTIN_TRANSPORTS", "LARGE_DATA")
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(free_domain()))
 
 
 @pytest.fixture
