@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -124,6 +125,15 @@ def test_large_images_are_averaged_not_sampled() -> None:
     stripes = np.zeros((16, 120, 3), np.uint8)
     stripes[:, ::2] = 255
     np.testing.assert_allclose(resize_image(stripes, (4, 30)), 0.5, atol=0.01)
+
+
+def test_images_many_times_too_large_come_out_as_from_one_average() -> None:
+    """Exact halves come first; odd sizes, which have none, go the direct way."""
+    rng = np.random.default_rng(0)
+    for size in ((900, 1600), (450, 801)):
+        image = cv2.GaussianBlur(rng.integers(0, 256, (*size, 3), dtype=np.uint8), (0, 0), 2)
+        expected = cv2.resize(image, (60, 40), interpolation=cv2.INTER_AREA).transpose(2, 0, 1) / 255
+        np.testing.assert_allclose(resize_image(image, (40, 60)), expected, atol=3 / 255)
 
 
 def test_resize_keeps_an_image_of_the_right_size() -> None:

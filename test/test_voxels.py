@@ -91,6 +91,15 @@ def test_features_of_a_voxel_are_the_mean_of_its_points() -> None:
     np.testing.assert_allclose(voxels.feats.numpy(), expected, rtol=1e-6)
 
 
+def test_without_features_every_voxel_has_a_one() -> None:
+    points, frame_index, _ = cloud()
+    ones = torch.ones(len(points), 1)
+    voxels = voxelize(points, frame_index, None, voxel_size=SIZE_M, max_cells=8)
+    same = voxelize(points, frame_index, ones, voxel_size=SIZE_M, max_cells=8)
+    assert not bool(voxels.kept.all())
+    assert torch.equal(voxels.feats, same.feats) and torch.equal(voxels.coords, same.coords)
+
+
 def test_points_outside_the_cube_drop() -> None:
     points, frame_index, feats = cloud()
     voxels = voxelize(points, frame_index, feats, voxel_size=SIZE_M, max_cells=9)
@@ -181,7 +190,9 @@ def test_keys_hold_their_cells_and_sort_like_them() -> None:
     rows = torch.stack([torch.randint(0, limit, (97,), generator=generator) for limit in limits], dim=1).int()
     bits = key_bits(limits[1:], num_frames=limits[0])
     keys = pack_keys(rows.unbind(dim=1), bits)
-    assert torch.equal(torch.stack(unpack_keys(keys, bits), dim=1), rows)
+    assert torch.equal(unpack_keys(keys, bits), rows)
+    of_frame_0 = rows[:, 1:].unbind(dim=1)
+    assert torch.equal(pack_keys(of_frame_0, bits[1:]), pack_keys((torch.zeros(97), *of_frame_0), bits))
     in_order = sorted(range(97), key=rows.tolist().__getitem__)
     assert torch.equal(keys.argsort(), torch.tensor(in_order))
 

@@ -49,7 +49,7 @@ def project_points(
         depth = points @ rotation[2] + translation[2]
         index = np.flatnonzero((depth > MIN_DEPTH_M) & (depth < np.inf))
     # Only what is in front is worth the other two rows: half of a sweep.
-    x, y = rotation[:2] @ points[index].T + translation[:2, None]
+    x, y = rotation[:2] @ points.take(index, axis=0).T + translation[:2, None]
     depth = depth[index]
     x, y = x / depth, y / depth
     if calibration.distortion_model != "none":
@@ -106,17 +106,28 @@ def project_frame(frame: Frame) -> Projection:
     best = np.full(num_points, np.inf, dtype=np.float32)
     for number, camera in enumerate(frame.cameras):
         index, camera_uv, camera_depth = project_points(frame.points, camera.calibration)
-        height, width = camera.calibration.image_size
-        size = np.array([width, height], dtype=np.float32)
-        offset = (camera_uv - (size - 1) / 2) / size
-        eccentricity = np.einsum("ij,ij->i", offset, offset)
+        eccentricity = _eccentricity(camera_uv, camera.calibration.image_size)
         nearer = np.flatnonzero(eccentricity < best[index])
         chosen = index[nearer]
         best[chosen] = eccentricity[nearer]
         camera_index[chosen] = number
-        uv[chosen] = camera_uv[nearer]
+        put_pairs(uv, chosen, camera_uv.take(nearer, axis=0))
         depth[chosen] = camera_depth[nearer]
     return Projection(camera_index=camera_index, uv=uv, depth=depth)
+
+
+def put_pairs(target: NDArray[np.float32], index: NDArray[np.int64], pairs: NDArray[np.float32]) -> None:
+    """target[index] = pairs, for contiguous (N, 2) float32: as one value of 8 bytes each, a fifth of NumPy's time."""
+    target.view(np.complex64)[:, 0][index] = pairs.view(np.complex64)[:, 0]
+
+
+def _eccentricity(uv: NDArray[np.float32], image_size: tuple[int, int]) -> NDArray[np.float32]:
+    """(M,) squared distance from the image centre, in fractions of the image size."""
+    height, width = image_size
+    # Column by column: NumPy is several times slower along an axis of two.
+    across = (uv[:, 0] - np.float32((width - 1) / 2)) / np.float32(width)
+    down = (uv[:, 1] - np.float32((height - 1) / 2)) / np.float32(height)
+    return across * across + down * down
 
 
 def _radial_scale(radius_squared: NDArray[np.floating], calibration: Calibration) -> NDArray[np.floating]:

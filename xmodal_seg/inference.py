@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xmodal_seg.checkpoint import Checkpoint, load_checkpoint
+from xmodal_seg.checkpoint import Checkpoint, backbone_state, bank_state, load_checkpoint
 from xmodal_seg.config import (
     FusionSettings,
     ImageBackboneSettings,
@@ -24,9 +25,18 @@ from xmodal_seg.labels import NUSCENES_6, UNLABELED, LabelSpace
 from xmodal_seg.models.segmenter import SegmentationModel
 from xmodal_seg.preprocess import prepare
 from xmodal_seg.structures import Batch, Calibration, CameraView, Frame, Predictions
+from xmodal_seg.tensor_files import check_finite, copy_tensors
 
 SHIPPED_CHECKPOINT = Path(__file__).parent / "assets" / "checkpoint"
 _UNTRAINED_SEED = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenFrame:
+    """What the model was given: the rest of it can run again without the image backbone."""
+
+    batch: Batch
+    feats_2d: torch.Tensor  # (Pv, D) as `SegmentationModel.image_feats` gives them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +49,20 @@ class LabelledFrame:
     model_version: str
     num_left_out: int  # points that are not finite, too far away, or outside the point scope
     times_ms: dict[str, float]  # prepare, model, decide
+    seen: SeenFrame | None = None  # where `predict` was asked to keep it
 
 
 class Segmenter:
-    """A model on a device, ready for frames. Not thread-safe: one thread calls `predict`."""
+    """The models of one or more banks on a device, ready for frames.
+
+    All banks stay resident, so that changing between them costs nothing; models may share a frozen image backbone.
+    Not thread-safe: one thread calls `predict`, `use_bank` and `install_bank`.
+    """
 
     def __init__(
         self,
         *,
-        model: SegmentationModel,
+        models: Mapping[str, SegmentationModel],
         label_space: LabelSpace,
         device: torch.device,
         bank: str,
@@ -55,16 +70,23 @@ class Segmenter:
         trained: bool,
         point_scope: PointScope = "all",
     ) -> None:
-        """Raises ValueError if `point_scope` is 'all' and the model has no 3D head for unseen points."""
+        """Serve `bank` first, one of the names of `models`, which differ in nothing but their weights.
+
+        Raises ValueError for another name, and if `point_scope` is 'all' and the model has no 3D head for points that
+        no camera sees.
+        """
+        self._models = dict(models)
+        self._bank = self._known(bank)
+        model = self._models[bank]
         if point_scope == "all" and "3d" not in model.settings.heads.main:
             raise ValueError(
                 "point_scope: 'all' needs a model with a 3d main head; this one labels visible points only"
             )
         self.label_space = label_space
-        self.bank = bank
-        self.model_version = model_version
         self.trained = trained
-        self._model = model.to(device).eval()
+        self._versions = dict.fromkeys(self._models, model_version)
+        for each in self._models.values():
+            each.to(device).eval()
         self._device = device
         self._settings = model.settings.preprocess.model_copy(update={"point_scope": point_scope})
 
@@ -82,9 +104,16 @@ class Segmenter:
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, *, device: torch.device, point_scope: PointScope) -> Segmenter:
-        """Around the default bank of a loaded checkpoint."""
+        """With all banks of a loaded checkpoint, the default one served first."""
+        default = checkpoint.build_model()
+        backbone = default.image_backbone if backbone_state(default) else None
+        others = {
+            name: checkpoint.build_model(bank=name, image_backbone=backbone)
+            for name in checkpoint.banks
+            if name != checkpoint.default_bank
+        }
         return cls(
-            model=checkpoint.build_model(),
+            models={checkpoint.default_bank: default, **others},
             label_space=checkpoint.label_space,
             device=device,
             bank=checkpoint.default_bank,
@@ -100,7 +129,7 @@ class Segmenter:
             torch.manual_seed(_UNTRAINED_SEED)
             model = SegmentationModel(settings=untrained_settings())
         return cls(
-            model=model,
+            models={"untrained": model},
             label_space=NUSCENES_6,
             device=device,
             bank="untrained",
@@ -110,26 +139,70 @@ class Segmenter:
         )
 
     @property
+    def bank(self) -> str:
+        """The bank that `predict` uses."""
+        return self._bank
+
+    @property
+    def banks(self) -> tuple[str, ...]:
+        """Every bank, the default one first."""
+        return tuple(self._models)
+
+    @property
+    def model_version(self) -> str:
+        """Which weights the bank in use holds."""
+        return self._versions[self._bank]
+
+    def use_bank(self, name: str) -> None:
+        """Label the next frames with the bank `name`; ValueError for one that is not there."""
+        self._bank = self._known(name)
+
+    def install_bank(self, name: str, state: Mapping[str, torch.Tensor], *, model_version: str) -> None:
+        """Replace tensors of the bank `name` before the next frame: all of them, or only those that differ.
+
+        Raises ValueError, and leaves the bank as it is, for an unknown name, and for tensors that the model does not
+        have, of another form or with values that are not finite.
+        """
+        target = bank_state(self._models[self._known(name)])
+        where = f"bank {name!r}, version {model_version}"
+        check_finite(state, where=where)
+        copy_tensors(state, {key: target[key] for key in target.keys() & state.keys()}, where=where)
+        self._versions[name] = model_version
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self._device
+
+    def model_of(self, bank: str) -> SegmentationModel:
+        """The model that serves `bank`, to copy or to read; ValueError for an unknown name."""
+        return self._models[self._known(bank)]
+
+    @property
     def description(self) -> str:
         """One line for logs: version, bank, classes, image network, device."""
         settings = self._model.settings
+        others = [name for name in self.banks if name != self.bank]
+        besides = f" (besides: {', '.join(others)})" if others else ""
         return (
-            f"version {self.model_version}, bank {self.bank}, {self.label_space.name} "
+            f"version {self.model_version}, bank {self.bank}{besides}, {self.label_space.name} "
             f"({self.label_space.num_classes} classes), {settings.image_backbone.name}, on {self._device}"
         )
 
-    def predict(self, frame: Frame, *, min_probability: float = 0.0) -> LabelledFrame:
+    def predict(self, frame: Frame, *, min_probability: float = 0.0, keep: bool = False) -> LabelledFrame:
         """Label every point of `frame`.
 
         Points that are not finite, that lie outside the voxel cube or whose label is less probable than
-        `min_probability` are UNLABELED; so are points that no camera sees where point_scope is 'visible'.
+        `min_probability` are UNLABELED; so are points that no camera sees where point_scope is 'visible'. With `keep`
+        the result carries what the model was given, for adaptation; a model without image backbone has nothing to keep.
         """
         start_s = time.perf_counter()
         batch = prepare([frame], settings=self._settings, image_size=self._model.image_size)
         batch = batch.to(self._device, non_blocking=True)
         prepared_s = time.perf_counter()
         with torch.inference_mode():
-            predictions = self._model(batch)
+            feats_2d = self._model.image_feats(batch) if keep and self._model.image_backbone is not None else None
+            predictions = self._model(batch, feats_2d=feats_2d)
             self._synchronize()
             modelled_s = time.perf_counter()
             labels, probability = decide(predictions, batch, num_points=frame.num_points, threshold=min_probability)
@@ -145,18 +218,33 @@ class Segmenter:
                 "model": (modelled_s - prepared_s) * 1e3,
                 "decide": (decided_s - modelled_s) * 1e3,
             },
+            seen=None if feats_2d is None else SeenFrame(batch=batch, feats_2d=feats_2d),
         )
 
     def warm_up(self, *, num_cameras: int) -> None:
-        """Label a made-up frame, so that kernels are chosen and memory is reserved before the first real one."""
-        self.predict(_warm_up_frame(num_cameras))
+        """Label a made-up frame with every bank: kernels are chosen and memory is reserved before a real one comes."""
+        served = self._bank
+        for name in self.banks:
+            self.use_bank(name)
+            self.predict(_warm_up_frame(num_cameras))
+        self.use_bank(served)
 
     def close(self) -> None:
-        """Give the model's memory back, the GPU's too."""
-        self._model.to("cpu")
-        del self._model
+        """Give the models' memory back, the GPU's too."""
+        for model in self._models.values():
+            model.to("cpu")
+        self._models.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
+
+    @property
+    def _model(self) -> SegmentationModel:
+        return self._models[self._bank]
+
+    def _known(self, bank: str) -> str:
+        if bank not in self._models:
+            raise ValueError(f"no bank {bank!r}; the model has {', '.join(sorted(self._models))}")
+        return bank
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
@@ -195,14 +283,25 @@ def decide(
     predictions: Predictions, batch: Batch, *, num_points: int, threshold: float
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Argmax of the ensemble, put back at every point's own place in the frame."""
-    best, train_ids = predictions.ensemble().max(dim=1)
-    unsaid = (best < threshold) | (best == 0)  # an all-zero row: the model says nothing about the point
-    probability = best.masked_fill_(unsaid, 0.0)
-    labels = train_ids.to(torch.uint8).masked_fill_(unsaid, UNLABELED)
+    probability, labels = most_probable(predictions.ensemble())
+    unsaid = (probability < threshold) | (probability == 0)  # an all-zero row: the model says nothing about the point
+    probability.masked_fill_(unsaid, 0.0)
+    labels.masked_fill_(unsaid, UNLABELED)
     if batch.num_points != num_points:  # some points of the frame are not in the batch
         labels = labels.new_full((num_points,), UNLABELED).index_copy_(0, batch.point_index, labels)
         probability = probability.new_zeros(num_points).index_copy_(0, batch.point_index, probability)
     return labels.cpu().numpy(), probability.cpu().numpy()
+
+
+def most_probable(probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(P, K) -> the largest value of each row (P,) and its first column (P,) uint8.
+
+    The same as `probs.max(dim=1)`, whose search for indices takes three times as long on a CPU.
+    """
+    by_class = probs.t()
+    best = by_class.amax(dim=0)
+    from_last = torch.arange(len(by_class), 0, -1, dtype=torch.uint8, device=probs.device)[:, None]
+    return best, len(by_class) - ((by_class == best) * from_last).amax(dim=0)
 
 
 def _warm_up_frame(num_cameras: int) -> Frame:

@@ -187,7 +187,8 @@ class Predictions:
             return sum_of_softmax(heads) / len(heads)
         blind = self.main.get("3d")
         probs = torch.zeros_like(heads[0], dtype=torch.float32) if blind is None else sum_of_softmax([blind])
-        return probs.index_copy(0, seen, sum_of_softmax([head[seen] for head in heads]) / len(heads))
+        spoken = sum_of_softmax([head.t().index_select(1, seen).t() for head in heads]) / len(heads)
+        return probs.t().index_copy(1, seen, spoken.t()).t()
 
 
 def sum_of_softmax(logits: Sequence[torch.Tensor]) -> torch.Tensor:

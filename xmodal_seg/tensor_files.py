@@ -77,6 +77,13 @@ def check_tensors(given: Mapping[str, torch.Tensor], expected: Mapping[str, torc
         raise ValueError(f"{where}: tensors do not fit the model: {'; '.join(faults)}")
 
 
+def check_finite(tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
+    """Raise ValueError naming the tensors that hold NaN or infinity."""
+    broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise ValueError(f"{where}: expected finite values, got others in {_listed(broken)}")
+
+
 def copy_tensors(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], *, where: str) -> None:
     """Copy values in place across devices and float types; ValueError, and nothing copied, where they do not fit."""
     check_tensors(source, target, where=where)

@@ -30,13 +30,15 @@ class Voxels:
 def voxelize(
     points: torch.Tensor,
     frame_index: torch.Tensor,
-    feats: torch.Tensor,
+    feats: torch.Tensor | None,
     *,
     voxel_size: float,
     max_cells: int,
     offset: torch.Tensor | None = None,
 ) -> Voxels:
     """Cut `points` (P, 3) float32 m [x, y, z] into cubes of `voxel_size` m and average `feats` (P, C) in each.
+
+    Without `feats` every voxel has the single feature 1, the mean of a constant.
 
     cell = floor((point - minimum of its frame, per axis) / voxel_size + offset): xMUDA's grid at test time, where the
     offset is zero. `offset` (frames, 3) [x, y, z] in cells is training's random shift. Points outside the cube
@@ -55,15 +57,16 @@ def voxelize(
     ]
     kept = _inside(cells, max_cells)
     if not kept.all():
-        cells, frame_index, feats = [column[kept] for column in cells], frame_index[kept], feats[kept]
+        cells, frame_index = [column[kept] for column in cells], frame_index[kept]
+        feats = None if feats is None else feats[kept]
     columns = [column.int() for column in cells]  # nothing is negative any more: cutting off the fraction is the floor
     spatial_shape = _extent(columns[0]), _extent(columns[1]), _extent(columns[2])
     bits = key_bits(spatial_shape, num_frames=num_frames)
-    keys, point_to_voxel, num_points = unique_keys(pack_keys((frame_index, *columns), bits))
-    sums = feats.new_zeros(len(keys), feats.shape[1]).index_add_(0, point_to_voxel, feats)
+    packed = pack_keys(columns, bits[1:]) if num_frames == 1 else pack_keys((frame_index, *columns), bits)
+    keys, point_to_voxel, num_points = unique_keys(packed)
     return Voxels(
-        coords=torch.stack(unpack_keys(keys, bits), dim=1),
-        feats=sums.div_(num_points[:, None]),
+        coords=unpack_keys(keys, bits),
+        feats=points.new_ones(len(keys), 1) if feats is None else _mean(feats, point_to_voxel, num_points),
         point_to_voxel=point_to_voxel,
         kept=kept,
         spatial_shape=spatial_shape,
@@ -85,23 +88,26 @@ def key_bits(spatial_shape: Sequence[int], *, num_frames: int) -> tuple[int, int
     return z, y, x
 
 
-def pack_keys(columns: Sequence[torch.Tensor], bits: tuple[int, int, int]) -> torch.Tensor:
-    """(V,) int64 keys of the columns frame, z, y, x; increasing as the rows [frame, z, y, x] are."""
+def pack_keys(columns: Sequence[torch.Tensor], bits: Sequence[int]) -> torch.Tensor:
+    """(V,) int64 keys of the columns frame, z, y, x; increasing as the rows [frame, z, y, x] are.
+
+    `bits` are those of the columns after the first. In a single frame, which is 0, that column may be left out.
+    """
     keys = columns[0].long()
     for column, width in zip(columns[1:], bits, strict=True):
         keys = (keys << width).add_(column)
     return keys
 
 
-def unpack_keys(keys: torch.Tensor, bits: tuple[int, int, int]) -> list[torch.Tensor]:
-    """The int32 columns frame, z, y, x of `keys`."""
+def unpack_keys(keys: torch.Tensor, bits: tuple[int, int, int]) -> torch.Tensor:
+    """(V, 4) int32 contiguous rows [frame, z, y, x] of `keys`."""
     z_bits, y_bits, x_bits = bits
-    return [
-        (keys >> (z_bits + y_bits + x_bits)).int(),
-        ((keys >> (y_bits + x_bits)) & ((1 << z_bits) - 1)).int(),
-        ((keys >> x_bits) & ((1 << y_bits) - 1)).int(),
-        (keys & ((1 << x_bits) - 1)).int(),
-    ]
+    rows = torch.empty(len(keys), 4, dtype=torch.int32, device=keys.device)
+    rows[:, 0] = keys >> (z_bits + y_bits + x_bits)
+    rows[:, 1] = (keys >> (y_bits + x_bits)).bitwise_and_((1 << z_bits) - 1)
+    rows[:, 2] = (keys >> x_bits).bitwise_and_((1 << y_bits) - 1)
+    rows[:, 3] = keys & ((1 << x_bits) - 1)
+    return rows
 
 
 def unique_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -123,6 +129,12 @@ def sort_keys(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     packed = (keys << index_bits).add_(torch.arange(len(keys)))
     packed.numpy().sort()
     return packed >> index_bits, packed & ((1 << index_bits) - 1)
+
+
+def _mean(feats: torch.Tensor, point_to_voxel: torch.Tensor, num_points: torch.Tensor) -> torch.Tensor:
+    """(V, C) mean of `feats` (P, C) over the points of each voxel."""
+    sums = feats.new_zeros(len(num_points), feats.shape[1]).index_add_(0, point_to_voxel, feats)
+    return sums.div_(num_points[:, None])
 
 
 def _real_cells(
@@ -174,7 +186,7 @@ def _count_frames(frame_index: torch.Tensor, offset: torch.Tensor | None) -> int
 
 
 def _check(
-    points: torch.Tensor, frame_index: torch.Tensor, feats: torch.Tensor, *, voxel_size: float, max_cells: int
+    points: torch.Tensor, frame_index: torch.Tensor, feats: torch.Tensor | None, *, voxel_size: float, max_cells: int
 ) -> None:
     if points.ndim != 2 or points.shape[1] != 3 or points.dtype != torch.float32:
         raise ValueError(f"points: expected (P, 3) float32, got {tuple(points.shape)} {points.dtype}")
@@ -182,7 +194,7 @@ def _check(
         raise ValueError(
             f"frame_index: expected ({len(points)},) int64, got {tuple(frame_index.shape)} {frame_index.dtype}"
         )
-    if feats.ndim != 2 or len(feats) != len(points) or not feats.is_floating_point():
+    if feats is not None and (feats.ndim != 2 or len(feats) != len(points) or not feats.is_floating_point()):
         raise ValueError(f"feats: expected ({len(points)}, C) float, got {tuple(feats.shape)} {feats.dtype}")
     if not voxel_size > 0:
         raise ValueError(f"voxel_size: expected a positive edge in m, got {voxel_size}")

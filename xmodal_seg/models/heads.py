@@ -13,11 +13,14 @@ from xmodal_seg.structures import Head
 
 
 class LinearHead(nn.Linear):
-    """(P, D) -> (P, K) float32 logits, in float32 under autocast as well: losses and softmax need the digits."""
+    """(P, D) -> (P, K) float32 logits, in float32 under autocast as well: losses and softmax need the digits.
+
+    The logits lie class by class in memory, as `sum_of_softmax` reads them.
+    """
 
     def forward(self, feats: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device_type=feats.device.type, enabled=False):
-            return super().forward(feats.float())
+            return torch.addmm(self.bias[:, None], self.weight, feats.float().t()).t()
 
 
 class Heads(nn.Module):
@@ -49,7 +52,7 @@ class Heads(nn.Module):
             logits = classifier(feats[head])
             if head == "3d" or visible.shape[0] == num_points:
                 return logits
-            return logits.new_zeros(num_points, logits.shape[1]).index_copy(0, visible, logits)
+            return logits.new_zeros(logits.shape[1], num_points).index_copy(1, visible, logits.t()).t()
 
         main: dict[Head, torch.Tensor] = {head: classify(self.main[head], head) for head in self.settings.main}
         mimic = {key: classify(self.mimic[key], head) for key, head in self._students.items()}
