@@ -97,7 +97,8 @@ def test_without_features_every_voxel_has_a_one() -> None:
     voxels = voxelize(points, frame_index, None, voxel_size=SIZE_M, max_cells=8)
     same = voxelize(points, frame_index, ones, voxel_size=SIZE_M, max_cells=8)
     assert not bool(voxels.kept.all())
-    assert torch.equal(voxels.feats, same.feats) and torch.equal(voxels.coords, same.coords)
+    assert torch.equal(voxels.feats, same.feats)
+    assert torch.equal(voxels.coords, same.coords)
 
 
 def test_points_outside_the_cube_drop() -> None:

@@ -15,7 +15,15 @@ and depth images; `parallel.rendered` does so in several processes, `folder` wri
 and classes on all.
 """
 
-from xmodal_seg.simulation.drive import CameraTruth, Drive, DriveSettings, Sample, drive_frames, drive_samples
+from xmodal_seg.simulation.drive import (
+    WORLD_VERSION,
+    CameraTruth,
+    Drive,
+    DriveSettings,
+    Sample,
+    drive_frames,
+    drive_samples,
+)
 from xmodal_seg.simulation.light import LIGHTS, Light, LightSchedule, random_light, schedule_named
 from xmodal_seg.simulation.places import PLACES, Place, place_named, random_place
 from xmodal_seg.simulation.raw_classes import RawClass, label_space_named, train_ids
@@ -27,6 +35,7 @@ __all__ = [
     "PLACES",
     "RIGS",
     "WEATHERS",
+    "WORLD_VERSION",
     "CameraTruth",
     "Drive",
     "DriveSettings",

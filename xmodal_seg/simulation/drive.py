@@ -26,6 +26,9 @@ from xmodal_seg.simulation.weather import Weather
 from xmodal_seg.simulation.world import Window, World, window_index
 from xmodal_seg.structures import CameraView, Frame
 
+# Raised with every change that moves a label, a range or a pixel: results of different worlds are not compared.
+WORLD_VERSION = 1
+
 BLOCKS_BEHIND, BLOCKS_AHEAD = 3, 5
 LAMPS_REACH_M = 70.0
 FIRST_STAMP_NS = 1_700_000_000_000_000_000

@@ -152,14 +152,18 @@ class Recipe(Settings):
         ]
 
     def result_hash(self) -> str:
-        """16 hex digits over all that changes the result: not over folders, workers, devices or the seed."""
-        values = self.model_dump(mode="json")
+        """16 hex digits over all that changes the result: not over folders, workers, devices or the seed.
+
+        Nor over what keeps its default, so that a setting added later leaves the hashes of earlier results alone; a
+        default that changes what comes out must therefore not be changed, but set in the recipes.
+        """
+        values = self.model_dump(mode="json", exclude_defaults=True)
         for key in ("seed", "devices", "accelerator"):
-            values.pop(key)
+            values.pop(key, None)
         for key in ("root", "pseudo_labels", "num_workers"):
-            values["data"].pop(key)
+            values["data"].pop(key, None)
         for key in ("log_every", "checkpoint_every"):
-            values["evaluation"].pop(key)
+            values.get("evaluation", {}).pop(key, None)
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,8 +22,7 @@ from pydantic import Field
 from xmodal_seg.config import Settings, parse_settings
 from xmodal_seg.geometry import project_frame
 from xmodal_seg.labels import IGNORE_INDEX
-from xmodal_seg.simulation import drive as simulation_drive
-from xmodal_seg.simulation.drive import Drive, DriveSettings
+from xmodal_seg.simulation.drive import WORLD_VERSION, Drive, DriveSettings
 from xmodal_seg.simulation.light import schedule_named
 from xmodal_seg.simulation.places import place_named
 from xmodal_seg.simulation.raw_classes import label_space_named, train_ids
@@ -32,15 +30,13 @@ from xmodal_seg.simulation.rigs import Rig, rig_named
 from xmodal_seg.simulation.weather import weather_named
 from xmodal_seg.structures import NO_CAMERA
 from xmodal_seg.training.data.dataset import Domains
-from xmodal_seg.training.data.frame_store import FrameStore, StoredFrame, read_index, write_frame_store
+from xmodal_seg.training.data.frame_store import FrameStore, StoredFrame, write_frame_store
 from xmodal_seg.training.locks import locked
 from xmodal_seg.training.recipe_settings import DataSettings
 
 RAW_LABELS = "simulation_raw"
 # A part's drives have the seeds from here on; parts of other data sets must start elsewhere.
 _FIRST_SEED = {"source_train": 100_000, "target_train": 200_000, "target_val": 300_000, "target_test": 400_000}
-
-_LOG = logging.getLogger(__name__)
 
 
 class RigScale(Settings):
@@ -88,6 +84,9 @@ class SimulatedOptions(Settings):
 def open_world(data: DataSettings) -> Domains:
     """The domains of a recipe, rendered below data.root/worlds where they are missing.
 
+    The fingerprint is that of the settings and of the world's version, not of the bytes: these differ between machines
+    by a few grey levels and points, and a table may be made on several.
+
     Raises ValueError for a name that the simulation does not know.
     """
     options = parse_settings(SimulatedOptions, data.options, where="data.options")
@@ -99,17 +98,9 @@ def open_world(data: DataSettings) -> Domains:
     for part in NumFrames.model_fields:
         folder = _rendered(data.root / "worlds", part, options)
         stores[part] = FrameStore(folder, label_space=label_space, table=table, labels=RAW_LABELS)
-    joined = "\n".join(f"{part} {store.fingerprint}" for part, store in stores.items())
+    joined = "\n".join(store.folder.name for store in stores.values())
     fingerprint = hashlib.sha256(f"{joined}\n{label_space.name}".encode()).hexdigest()[:16]
     return Domains(**stores, fingerprint=fingerprint)
-
-
-def simulation_hash() -> str:
-    """16 hex digits over the sources of the simulation."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(simulation_drive.__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _rendered(root: Path, part: str, options: SimulatedOptions) -> Path:
@@ -117,6 +108,7 @@ def _rendered(root: Path, part: str, options: SimulatedOptions) -> Path:
     domain = options.source if part.startswith("source") else options.target
     num_frames = getattr(options.frames, part)
     facts = {
+        "world": WORLD_VERSION,
         "part": part,
         "domain": domain.model_dump(mode="json"),
         "num_frames": num_frames,
@@ -127,7 +119,6 @@ def _rendered(root: Path, part: str, options: SimulatedOptions) -> Path:
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     folder = root / f"{part}_{key}"
     _drive_settings(domain, options, seed=0)  # complain about names before a process pool does
-    version = simulation_hash()
     with locked(folder):
         if not (folder / "store.json").is_file():
             write_frame_store(
@@ -136,11 +127,8 @@ def _rendered(root: Path, part: str, options: SimulatedOptions) -> Path:
                 num_frames=num_frames,
                 name=f"{part} {key}",
                 labels=RAW_LABELS,
-                origin={**facts, "simulation": version},
+                origin=facts,
             )
-    made_by = read_index(folder)["origin"]["simulation"]
-    if made_by != version:
-        _LOG.warning("%s was rendered by another version of the simulation; remove it to render anew", folder)
     return folder
 
 
