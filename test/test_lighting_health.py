@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults of images, LiDAR health, exposure metadata and the sun."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Any
+
+import numpy as np
+import pytest
+from light_pictures import day_picture, night_picture
+
+from xmodal_seg.lighting_features import image_facts
+from xmodal_seg.lighting_health import (
+    Exposure,
+    ExposureSettings,
+    LidarHealth,
+    exposure_logit,
+    glare,
+    image_faults,
+    scene_level,
+    sun_elevation,
+    sun_logit,
+)
+from xmodal_seg.lighting_model import QualityLimits
+
+LIMITS = QualityLimits()
+JUNE_NOON_NS = 1_718_971_200 * 10**9  # 2024-06-21 12:00 UTC
+
+
+def grey(value: int, deviation: float = 0.0) -> np.ndarray:
+    noise = np.random.default_rng(0).normal(0, deviation, (90, 131, 3)) if deviation else 0
+    return np.clip(value + noise * np.ones((90, 131, 3)), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("image", "faults"),
+    [
+        (grey(0), ("black",)),
+        (grey(3, deviation=1), ("black",)),
+        (grey(255), ("over-exposed",)),
+        (grey(90, deviation=0.6), ("blocked",)),
+        (day_picture(), ()),
+        (night_picture(), ()),
+    ],
+)
+def test_faults(image: np.ndarray, faults: tuple[str, ...]) -> None:
+    assert image_faults(image_facts(image), LIMITS) == faults
+
+
+def test_glare_grows_from_its_limit_to_over_exposure() -> None:
+    image = day_picture()
+    shares = []
+    for rows in (0, 36, 80, 130):
+        image[:rows] = 255
+        shares.append(glare(image_facts(image), LIMITS))
+    assert shares[0] == shares[1] == 0
+    assert 0 < shares[2] < 1
+    assert shares[3] == 1
+
+
+def test_the_scene_level_does_not_change_with_the_exposure() -> None:
+    facts = image_facts(day_picture())
+    level = scene_level(facts, Exposure(time_s=0.001))
+    assert scene_level(facts, Exposure(time_s=0.002, gain_db=-6.02)) == pytest.approx(level)
+    assert scene_level(facts, Exposure(time_s=0.002)) == pytest.approx(level - 1)
+
+
+def test_a_bright_scene_speaks_for_day_up_to_the_limit() -> None:
+    settings = ExposureSettings(weight=1.0, middle=2.0, limit=3.0)
+    assert [exposure_logit(level, settings) for level in (9.0, 3.0, 2.0, 0.5, -7.0)] == [-3, -1, 0, 1.5, 3]
+    assert exposure_logit(9.0, ExposureSettings(weight=0.0)) == 0
+
+
+@pytest.mark.parametrize("values", [{"time_s": 0.0}, {"time_s": np.nan}, {"time_s": 0.01, "gain_db": np.inf}])
+def test_impossible_exposures_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="exposure: expected"):
+        Exposure(**values)
+
+
+def sweep(count: int, distance: float = 20.0) -> np.ndarray:
+    angle = np.linspace(0, 6, count)
+    return np.stack([distance * np.cos(angle), distance * np.sin(angle), np.zeros(count)], axis=1).astype(np.float32)
+
+
+def test_lost_returns_cost_health() -> None:
+    health = LidarHealth()
+    assert [health.update(sweep(1000)) for _ in range(8)] == [1.0] * 8
+    assert health.update(sweep(600)) == 1.0
+    assert 0 < health.update(sweep(375)) < 1
+    assert health.update(sweep(10)) == 0
+    assert health.update(np.full((1000, 3), np.nan, np.float32)) == 0
+
+
+def test_clutter_near_the_sensor_costs_health() -> None:
+    health = LidarHealth()
+    for _ in range(8):
+        health.update(sweep(1000))
+    assert health.update(np.concatenate([sweep(700), sweep(300, distance=1.5)])) == pytest.approx(0.4, abs=0.01)
+    assert health.update(sweep(1000, distance=1.5)) == 0
+
+
+def test_a_robot_that_always_sees_itself_is_healthy() -> None:
+    health = LidarHealth()
+    own = np.concatenate([sweep(600), sweep(400, distance=1.0)])
+    assert [health.update(own) for _ in range(9)][-1] == 1.0
+
+
+def test_an_empty_sweep_is_no_division_by_zero() -> None:
+    assert LidarHealth().update(np.zeros((0, 3), np.float32)) == 1.0
+
+
+def test_the_sun_is_high_at_noon_in_june_and_below_the_horizon_at_midnight() -> None:
+    pytest.importorskip("astral", reason="the extra `sun` is not installed")
+    greenwich = {"latitude": 51.48, "longitude": 0.0}
+    assert sun_elevation(stamp_ns=JUNE_NOON_NS, **greenwich) == pytest.approx(90 - 51.48 + 23.44, abs=0.5)
+    assert sun_elevation(stamp_ns=JUNE_NOON_NS + 12 * 3600 * 10**9, **greenwich) < -14
+    with pytest.raises(ValueError, match="fix: expected degrees"):
+        sun_elevation(latitude=91, longitude=0, stamp_ns=0)
+
+
+def test_the_suns_log_odds() -> None:
+    assert sun_logit(0.0) == pytest.approx(0)
+    assert sun_logit(6.0) == pytest.approx(-sun_logit(-6.0))
+    assert sun_logit(50.0) == sun_logit(6.0) < -3
+
+
+def test_without_astral_the_sentence_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real_import = builtins.__import__
+
+    def refuse(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("astral"):
+            raise ImportError(name)
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ValueError, match="extra `sun`"):
+        sun_elevation(latitude=0, longitude=0, stamp_ns=0)

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hysteresis of the condition, the light that cameras have in common, and the bank that follows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from xmodal_seg.lighting_state import (
+    BankSelector,
+    BankSettings,
+    Hysteresis,
+    HysteresisSettings,
+    common_light,
+)
+
+S = 10**9
+
+
+@dataclass(frozen=True)
+class Seen:
+    darkness: float
+    confidence: float = 0.9
+
+    @property
+    def guidance(self) -> float:
+        return 1 - self.darkness
+
+
+def test_the_first_value_decides_at_once() -> None:
+    for darkness, condition in ((0.05, "day"), (0.5, "twilight"), (0.95, "night")):
+        assert Hysteresis(HysteresisSettings()).update(darkness, 0) == condition
+
+
+def test_night_is_entered_after_it_has_held() -> None:
+    hysteresis = Hysteresis(HysteresisSettings(enter_s=5))
+    hysteresis.update(0.1, 0)
+    assert [hysteresis.update(0.9, t * S) for t in (1, 3, 5, 6)] == ["day", "day", "day", "night"]
+
+
+def test_an_interruption_begins_anew() -> None:
+    hysteresis = Hysteresis(HysteresisSettings(enter_s=5))
+    hysteresis.update(0.1, 0)
+    hysteresis.update(0.9, 1 * S)
+    hysteresis.update(0.1, 4 * S)
+    assert hysteresis.update(0.9, 5 * S) == "day"
+    assert hysteresis.is_changing
+    hysteresis.interrupt()
+    assert hysteresis.update(0.9, 8 * S) == "day"
+    assert hysteresis.update(0.9, 13 * S) == "night"
+
+
+def test_levels_between_leaving_and_entering_keep_the_condition() -> None:
+    night, day = Hysteresis(HysteresisSettings()), Hysteresis(HysteresisSettings())
+    night.update(0.9, 0), day.update(0.1, 0)
+    assert night.update(0.65, 100 * S) == "night"
+    assert day.update(0.35, 100 * S) == "day"
+    assert not night.is_changing
+    night.update(0.55, 101 * S)
+    assert night.update(0.55, 112 * S) == "twilight"
+
+
+def test_levels_that_cross_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"night_leave: expected 0\.5 to night_enter"):
+        HysteresisSettings(night_enter=0.7, night_leave=0.75)
+
+
+def test_common_light_is_the_median_of_the_sure_cameras() -> None:
+    light = common_light([Seen(0.1), Seen(0.3), Seen(0.2), Seen(0.99, confidence=0.0)], min_confidence=0.3)
+    assert light is not None
+    assert (light.darkness, light.guidance, light.num_healthy) == (0.2, 0.8, 3)
+    assert common_light([Seen(0.9, confidence=0.1)], min_confidence=0.3) is None
+    assert common_light([], min_confidence=0.3) is None
+
+
+def test_the_bank_follows_a_night_that_lasts_and_no_tunnel() -> None:
+    selector = BankSelector(banks=("day", "night"), served="day", settings=BankSettings(hold_s=20))
+    for t in range(10):
+        assert selector.update([Seen(0.02)], t * S) == "day"
+    for t in range(10, 25):  # a tunnel
+        assert selector.update([Seen(0.97)], t * S) == "day"
+    for t in range(25, 40):
+        assert selector.update([Seen(0.02)], t * S) == "day"
+    banks = [selector.update([Seen(0.97)], t * S) for t in range(40, 70)]
+    assert banks.index("night") == 20
+    assert selector.condition == "night"
+
+
+def test_the_bank_stays_by_twilight_and_while_nobody_is_sure() -> None:
+    selector = BankSelector(banks=("day", "night"), served="night", settings=BankSettings(hold_s=0))
+    assert selector.update([Seen(0.5)], 0) == "night"
+    assert selector.update([Seen(0.01, confidence=0.0)], S) == "night"
+    assert selector.update([Seen(0.01)], 2 * S) == "day"
+
+
+def test_a_bank_that_is_not_there_is_never_asked_for() -> None:
+    selector = BankSelector(banks=("ensemble",), served="ensemble", settings=BankSettings(hold_s=0))
+    assert selector.update([Seen(0.99)], 0) == "ensemble"
+
+
+def test_after_a_reset_the_first_light_decides_and_the_bank_stays_until_then() -> None:
+    selector = BankSelector(banks=("day", "night"), served="day", settings=BankSettings(hold_s=20))
+    selector.update([Seen(0.02)], 100 * S)
+    selector.reset()
+    assert selector.condition is None
+    assert selector.bank == "day"
+    assert selector.update([Seen(0.98)], 0) == "night"

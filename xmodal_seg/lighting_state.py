@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Condition and weight bank over time: hysteresis in level and in seconds, so that a tunnel is not a night."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from xmodal_seg.config import Settings
+
+Condition = Literal["day", "twilight", "night"]
+DYNAMIC: dict[str, Any] = {"dynamic": True}  # a node may change it while it runs
+CONDITIONS: tuple[Condition, ...] = ("day", "twilight", "night")
+
+
+class HysteresisSettings(Settings):
+    """Levels of darkness and how long they must hold; day mirrors night."""
+
+    night_enter: float = Field(
+        default=0.8, json_schema_extra=DYNAMIC, gt=0.5, lt=1, description="darkness above which night begins"
+    )
+    night_leave: float = Field(
+        default=0.6, json_schema_extra=DYNAMIC, gt=0, lt=1, description="darkness below which night ends"
+    )
+    enter_s: float = Field(
+        default=5.0, json_schema_extra=DYNAMIC, ge=0, description="how long day or night must hold to be entered, s"
+    )
+    leave_s: float = Field(
+        default=10.0, json_schema_extra=DYNAMIC, ge=0, description="how long it must be over to be left for twilight, s"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> HysteresisSettings:
+        if not 0.5 <= self.night_leave <= self.night_enter:
+            raise ValueError(
+                f"night_leave: expected 0.5 to night_enter ({self.night_enter:g}), got {self.night_leave:g}"
+            )
+        return self
+
+    def target(self, darkness: float, present: Condition | None) -> Condition:
+        """The condition that `darkness` speaks for while `present` (None: nothing yet) is served."""
+        night = self.night_leave if present == "night" else self.night_enter
+        day = 1.0 - (self.night_leave if present == "day" else self.night_enter)
+        if darkness > night:
+            return "night"
+        return "day" if darkness < day else "twilight"
+
+
+class Hysteresis:
+    """Follows darkness; the first value decides at once, later ones must hold for a while."""
+
+    def __init__(self, settings: HysteresisSettings) -> None:
+        self.settings = settings
+        self.condition: Condition | None = None  # None before the first value
+        self._wanted: tuple[Condition, int] | None = None  # what it would change to, and since when in ns
+
+    def update(self, darkness: float, stamp_ns: int) -> Condition:
+        target = self.settings.target(darkness, self.condition)
+        if self.condition is None or target == self.condition:
+            self.condition, self._wanted = target, None
+            return target
+        if self._wanted is None or self._wanted[0] != target:
+            self._wanted = target, stamp_ns
+        wait_s = self.settings.leave_s if target == "twilight" else self.settings.enter_s
+        if stamp_ns - self._wanted[1] >= wait_s * 1e9:
+            self.condition, self._wanted = target, None
+        return self.condition
+
+    @property
+    def is_changing(self) -> bool:
+        return self._wanted is not None
+
+    def interrupt(self) -> None:
+        """Start counting anew: what was wanted was not seen all the time."""
+        self._wanted = None
+
+
+class Light(Protocol):
+    """What the choice of a bank needs to know of a camera (lighting.CameraLighting has it)."""
+
+    @property
+    def darkness(self) -> float: ...
+
+    @property
+    def guidance(self) -> float: ...
+
+    @property
+    def confidence(self) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonLight:
+    """What the healthy cameras say together."""
+
+    darkness: float  # median
+    guidance: float  # median
+    confidence: float  # median over all cameras, the unhealthy ones too
+    num_healthy: int
+
+
+def common_light(cameras: Sequence[Light], *, min_confidence: float) -> CommonLight | None:
+    """Medians over the cameras that are confident enough, None where there is none."""
+    healthy = [camera for camera in cameras if camera.confidence >= min_confidence]
+    if not healthy:
+        return None
+    return CommonLight(
+        darkness=float(np.median([camera.darkness for camera in healthy])),
+        guidance=float(np.median([camera.guidance for camera in healthy])),
+        confidence=float(np.median([camera.confidence for camera in cameras])),
+        num_healthy=len(healthy),
+    )
+
+
+class BankSettings(Settings):
+    """When the weight bank follows the light."""
+
+    hold_s: float = Field(default=20.0, ge=0, description="how long another bank must be due before it is served, s")
+    min_confidence: float = Field(default=0.3, ge=0, le=1, description="cameras less sure than this do not count")
+
+
+class BankSelector:
+    """The weight bank after the light: 'day' by day, 'night' by night, by twilight the one that is served.
+
+    A bank that the checkpoint lacks is never asked for. Cameras that are not healthy change nothing.
+    """
+
+    def __init__(self, *, banks: Sequence[str], served: str, settings: BankSettings) -> None:
+        self.bank = served
+        self._banks = frozenset(banks)
+        self._settings = settings
+        self.reset()
+
+    @property
+    def condition(self) -> Condition | None:
+        return self._hysteresis.condition
+
+    def reset(self) -> None:
+        """Forget what was seen (a jump in time); the bank stays."""
+        hold_s = self._settings.hold_s
+        self._hysteresis = Hysteresis(HysteresisSettings(enter_s=hold_s, leave_s=hold_s))
+        self._first_ns: int | None = None
+
+    def update(self, cameras: Sequence[Light], stamp_ns: int) -> str:
+        """The bank to serve from now on."""
+        light = common_light(cameras, min_confidence=self._settings.min_confidence)
+        if light is None:
+            self._hysteresis.interrupt()
+            return self.bank
+        condition = self._hysteresis.update(light.darkness, stamp_ns)
+        if condition in self._banks:
+            self.bank = condition
+        return self.bank
