@@ -113,6 +113,17 @@ def test_recipes_have_the_published_numbers(shift: str) -> None:
     assert recipe(shift, "small").model.num_classes == settings.model.num_classes == len(weights.weights)
 
 
+@pytest.mark.parametrize("shift", SHIFTS)
+def test_xmudas_rows_have_xmudas_lambdas(shift: str) -> None:
+    expected = (1.0, 0.1) if shift.startswith("nuscenes") else (0.1, 0.01)
+    for method in ("xmuda", "xmuda_pl", "xmuda_fuse"):
+        labels = ["data.pseudo_labels=some/folder"] if method == "xmuda_pl" else []
+        losses = compose(
+            ROOT / "training" / "recipes", shift=shift, method=method, size="full", overrides=labels
+        ).losses
+        assert (losses.lambda_source, losses.lambda_target) == expected
+
+
 def test_paper_table() -> None:
     averages = {"Source": 49.2, "Target": 71.8, "xMUDA": 54.5, "Ours": 67.2, "Ours PL": 69.0, "UniDSeg": 62.5}
     for row, average in averages.items():

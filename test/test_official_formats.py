@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from miniatures import Scene, make_nuscenes, make_semantic_kitti, make_virtual_kitti, run_prepare
+from tiny_world import tiny_recipe, write_tiny_world
 
 from xmodal_seg.labels import NUSCENES_6, SEMANTIC_KITTI_10, UNLABELED, VIRTUAL_KITTI_6
 from xmodal_seg.training.data.class_merges import find_merge, merge_table
 from xmodal_seg.training.data.dataset import FixedSubset
 from xmodal_seg.training.data.prepared_dataset import open_dataset
 from xmodal_seg.training.data.raw_classes import SEMANTIC_KITTI_CLASSES
+from xmodal_seg.training.data.tasks import open_domains
 from xmodal_seg.training.official_formats import NUSCENES_CHALLENGE_CLASSES, OfficialWriter, official_ids
 
 NUM_POINTS = 211
@@ -87,8 +89,12 @@ def test_errors(kitti: Path, tmp_path: Path) -> None:
     dataset = open_dataset(kitti, split="test")
     with pytest.raises(ValueError, match=r"labels of frame 0: expected \(\d+,\), got \(3,\)"):
         OfficialWriter(dataset, tmp_path).write(0, np.zeros(3, dtype=np.int64))
-    with pytest.raises(ValueError, match="only whole, prepared data sets have an official format"):
+    with pytest.raises(ValueError, match=r"official files need every point, and data\.max_points leaves"):
         OfficialWriter(FixedSubset(dataset, max_points=5), tmp_path)
+    write_tiny_world(tmp_path / "world")
+    world = open_domains(tiny_recipe(tmp_path / "world", data={"max_points": None})).target_test
+    with pytest.raises(ValueError, match=r"only what training/prepare_\*.py wrote has an official format"):
+        OfficialWriter(world, tmp_path)
     make_virtual_kitti(tmp_path / "vkitti", {"0002": 1})
     assert run_prepare("virtual_kitti", tmp_path / "vkitti", tmp_path / "v", "--partial") == 0
     with pytest.raises(

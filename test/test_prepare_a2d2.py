@@ -185,6 +185,26 @@ def test_a_damaged_file_is_named_and_skipped(damage, small: Path, tmp_path: Path
         open_dataset(tmp_path / "out", split="train")
 
 
+def test_an_undistorted_image_that_is_gone_is_made_again(small: Path, tmp_path: Path) -> None:
+    assert run_prepare("a2d2", small, tmp_path / "out", "--partial") == 0
+    image = next((tmp_path / "out" / "images").rglob("*.png"))
+    data = image.read_bytes()
+    image.unlink()
+    assert run_prepare("a2d2", small, tmp_path / "out", "--partial") == 0
+    assert image.read_bytes() == data
+
+
+def test_only_images_of_the_data_set_are_taken(small: Path, tmp_path: Path, capsys) -> None:
+    folder = frame_file(small / "camera_lidar_semantic", "camera").parent
+    (folder / "._20180807145028_camera_frontcenter_000000037.png").write_bytes(b"what macOS puts beside files")
+    assert run_prepare("a2d2", small, tmp_path / "out", "--partial") == 0
+    (folder / "copy.png").write_bytes(b"")
+    assert run_prepare("a2d2", small, tmp_path / "out", "--partial") == 1
+    assert (
+        "copy.png: expected a name such as 20180810142822_camera_frontcenter_000000037.png" in capsys.readouterr().err
+    )
+
+
 def test_another_class_list_is_refused(tmp_path: Path, capsys) -> None:
     colours = {("#123456" if name == "Sky" else colour): name for colour, name in A2D2_COLOURS.items()}
     root = make_a2d2(tmp_path / "a2d2", {TRAIN: 1}, class_list=colours)

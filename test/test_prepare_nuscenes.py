@@ -210,7 +210,7 @@ def test_missing_tables_and_files_are_listed(small: Path, tmp_path: Path, capsys
     (small / "v1.0-trainval" / "lidarseg.json").unlink()
     assert run_prepare("nuscenes", small, tmp_path / "out", "--partial") == 1
     error = capsys.readouterr().err
-    assert "2 files of the download are missing:" in error
+    assert "2 files of the download are missing (" in error
     assert "v1.0-trainval/: 2 files, the first is lidarseg.json" in error
     assert (tmp_path / "out" / "missing_files.txt").read_text().split() == [
         "v1.0-trainval/lidarseg.json",
@@ -225,7 +225,7 @@ def test_missing_sensor_files(small: Path, tmp_path: Path, capsys) -> None:
         path.unlink()
     assert run_prepare("nuscenes", small, tmp_path / "out") == 1
     error = capsys.readouterr().err
-    assert "3 files of the download are missing:" in error
+    assert "3 files of the download are missing (docs/datasets.md shows how they should lie; --partial takes " in error
     assert "samples/CAM_FRONT/: 2 files" in error
     assert f"samples/LIDAR_TOP/{sweeps[2].name}" in error
     assert run_prepare("nuscenes", small, tmp_path / "out", "--partial") == 0
@@ -337,11 +337,37 @@ def no_key_frame(root: Path) -> str:
     return "sample_data.json: has no CAM_FRONT key frame for the sample"
 
 
-@pytest.mark.parametrize("damage", [cut_table, no_list, no_index, same_index, no_labels, no_pose, no_key_frame])
+def no_log(root: Path) -> str:
+    (root / "v1.0-trainval" / "log.json").write_text("[]")
+    return "which scene.json refers to"
+
+
+def no_sensor(root: Path) -> str:
+    (root / "v1.0-trainval" / "sensor.json").write_text("[]")
+    return "which calibrated_sensor.json refers to"
+
+
+def no_key(root: Path) -> str:
+    path = root / "v1.0-trainval" / "sample_data.json"
+    path.write_text(path.read_text().replace('"is_key_frame"', '"is_keyframe"'))
+    return "sample_data.json: a record has no 'is_key_frame'; it has token, sample_token, "
+
+
+def no_text(root: Path) -> str:
+    (root / "v1.0-trainval" / "scene.json").write_bytes(b'[{"token": "\xff\xfe"}]')
+    return "scene.json: not a text file: invalid start byte"
+
+
+DAMAGED_TABLES = [cut_table, no_list, no_index, same_index, no_labels, no_pose, no_key_frame]
+DAMAGED_TABLES += [no_log, no_sensor, no_key, no_text]
+
+
+@pytest.mark.parametrize("damage", DAMAGED_TABLES)
 def test_damaged_tables_end_in_a_sentence(damage, small: Path, tmp_path: Path, capsys) -> None:
     sentence = damage(small)
     assert run_prepare("nuscenes", small, tmp_path / "out", "--partial") == 1
     assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out" / "points").exists()  # known before the work begins
 
 
 @pytest.mark.parametrize("chunk", [7, 64, 1 << 22])
@@ -349,6 +375,16 @@ def test_tables_are_read_record_by_record(chunk: int, download: Path) -> None:
     for name in ("category", "scene"):
         path = download / "v1.0-trainval" / f"{name}.json"
         assert list(iter_records(path, chunk=chunk)) == read_table(download, name)
+
+
+def test_a_table_damaged_in_the_middle_is_not_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "ego_pose.json"
+    text = '[{"token": "a"}, {"token": !}' + ', {"token": "b"}' * 200_000
+    path.write_bytes(text.encode() + b"\xff]")  # read to its end, it would be no text
+    records = iter_records(path, chunk=1 << 19)
+    assert next(records) == {"token": "a"}
+    with pytest.raises(ValueError, match=r"ego_pose.json: the table is cut off or not JSON"):
+        next(records)
 
 
 def test_bag_holds_whole_sweeps_with_ground_truth(small: Path, tmp_path: Path, capsys) -> None:

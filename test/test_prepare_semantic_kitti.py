@@ -180,7 +180,8 @@ def test_times_errors(download: Path, tmp_path: Path) -> None:
 
 def test_an_empty_folder_is_no_download(tmp_path: Path, capsys) -> None:
     assert run_prepare("semantic_kitti", tmp_path, tmp_path / "out", "--partial") == 1
-    assert "1 files of the download are missing:\n  ./sequences" in capsys.readouterr().err
+    expected = "1 files of the download are missing (docs/datasets.md shows how they should lie):\n  sequences\n"
+    assert expected in capsys.readouterr().err
 
 
 def test_bag_in_the_other_label_space(download: Path, tmp_path: Path) -> None:

@@ -169,6 +169,16 @@ def test_a_damaged_file_is_named_and_skipped(damage, small: Path, tmp_path: Path
     assert [open_dataset(tmp_path / "out", split="train").frame_name(0)] == [("0018", "00000")]
 
 
+def test_one_sentence_for_a_table_that_spoils_many_frames(tmp_path: Path, capsys) -> None:
+    root = make_virtual_kitti(tmp_path / "vkitti", {"0002": 2, "0018": 1})
+    sentence = wrong_encoding(root)
+    assert run_prepare("virtual_kitti", root, tmp_path / "out", "--partial") == 1
+    errors = capsys.readouterr().err
+    assert "2 frames were left out because of damaged files:" in errors
+    assert errors.count(sentence) == 1
+    assert f"{sentence} (2 frames)" in errors
+
+
 def test_no_frame_at_all(small: Path, tmp_path: Path, capsys) -> None:
     for sequence in ("0002", "0018"):
         (small / f"vkitti_1.3.1_depthgt/{sequence}/clone/00000.png").write_bytes(b"")

@@ -16,11 +16,14 @@ from xmodal_seg.preprocess import prepare
 from xmodal_seg.structures import Frame
 from xmodal_seg.training.data.dataset import FixedSubset, class_counts
 from xmodal_seg.training.data.preparation import prepare_frames
+from xmodal_seg.training.data.prepare_program import checked_frames, make_parser, run
 from xmodal_seg.training.data.prepared import (
     CAMERAS_FILE,
     FRAMES_FILE,
     FRAMES_PER_SHARD,
+    POINT_DTYPE,
     Header,
+    write_parts,
 )
 from xmodal_seg.training.data.prepared_dataset import PreparedDataset, histogram, open_dataset
 from xmodal_seg.training.data.semantic_kitti import SemanticKittiSource
@@ -66,6 +69,16 @@ class Killed(SemanticKittiSource):
         if f"{frame.sequence}/{frame.name}" == "08/000000":
             os._exit(9)
         return super().read_points(frame)
+
+
+@pytest.mark.parametrize("sizes", [(), (0,), (3, 0, 5)])
+def test_parts_are_one_array_on_disk(sizes: tuple[int, ...], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    parts = [rng.integers(0, 256, 20 * size, dtype=np.uint8).view(POINT_DTYPE) for size in sizes]
+    write_parts(tmp_path / "parts.npy", parts, dtype=POINT_DTYPE)
+    joined = np.concatenate([np.zeros(0, dtype=POINT_DTYPE), *parts])
+    np.save(tmp_path / "joined.npy", joined)
+    assert (tmp_path / "parts.npy").read_bytes() == (tmp_path / "joined.npy").read_bytes()
 
 
 def test_a_second_run_changes_nothing(download: Path, prepared: Path) -> None:
@@ -117,6 +130,77 @@ def test_other_options_need_another_folder(download: Path, prepared: Path, tmp_p
     assert everything[0].num_points == everything.num_sweep_points(0) == 61
     assert run_prepare("semantic_kitti", download, tmp_path, "--partial", "--overwrite") == 0
     assert contents(tmp_path) == before
+
+
+def test_a_download_may_move(download: Path, prepared: Path, tmp_path: Path, capsys) -> None:
+    first, second, out = tmp_path / "first", tmp_path / "second", tmp_path / "out"
+    shutil.copytree(download, first)
+    assert run_prepare("semantic_kitti", first, out, "--partial") == 0
+    content = Header.read(out).content
+    first.rename(second)
+    with pytest.raises(ValueError, match=r"its images were in .*first/dataset, which is gone; prepare it again with"):
+        open_dataset(out, split="val")[0]
+    assert run_prepare("semantic_kitti", second, out, "--partial") == 1
+    assert "choose another folder, or --overwrite, or --moved if it moved" in capsys.readouterr().err
+    assert run_prepare("semantic_kitti", second, out, "--partial", "--moved") == 0
+    frames = sum(NUM_FRAMES.values())
+    assert f"{frames} of {frames} frames were done before" in capsys.readouterr().out
+    assert Header.read(out).content == content
+    image = open_dataset(out, split="val")[0].cameras[0].image
+    np.testing.assert_array_equal(image, open_dataset(prepared, split="val")[0].cameras[0].image)
+    assert run_prepare("semantic_kitti", second, out, "--partial") == 0
+
+
+def test_a_corrected_calibration_is_seen(download: Path, prepared: Path, tmp_path: Path) -> None:
+    copy, out = tmp_path / "kitti", tmp_path / "out"
+    shutil.copytree(download, copy)
+    assert run_prepare("semantic_kitti", copy, out, "--partial") == 0
+    path = copy / "dataset" / "sequences" / "07" / "calib.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line.replace("P2: 7.1", "P2: 7.4") for line in lines))
+    assert run_prepare("semantic_kitti", copy, out, "--partial") == 0
+    before, after = (open_dataset(folder, split="val")[0].cameras[0].calibration for folder in (prepared, out))
+    assert after.camera_matrix[0, 0] == pytest.approx(before.camera_matrix[0, 0] + 3.0)
+
+
+def test_a_second_run_says_what_was_done_before(download: Path, prepared: Path, capsys) -> None:
+    assert run_prepare("semantic_kitti", download, prepared, "--partial") == 0
+    frames = sum(NUM_FRAMES.values())
+    assert f"{frames} of {frames} frames were done before (--overwrite does them again)" in capsys.readouterr().out
+
+
+def test_what_ends_a_program_early_is_told_in_a_sentence(download: Path, tmp_path: Path, capsys) -> None:
+    arguments = make_parser("").parse_args(["--root", str(download), "--out", str(tmp_path / "out"), "--workers", "1"])
+    assert run(arguments, Interrupted(download, at="00/000001")) == 130
+    assert "interrupted; what is done stays done, and the same command goes on" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert run_prepare("semantic_kitti", download, tmp_path / "file" / "out", "--partial") == 1
+    assert "missing_files.txt: cannot be written or read: Not a directory" in capsys.readouterr().err
+
+
+def test_a_list_of_missing_files_does_not_outlive_them(download: Path, tmp_path: Path) -> None:
+    copy, out = tmp_path / "kitti", tmp_path / "out"
+    shutil.copytree(download, copy)
+    path = copy / "dataset" / "sequences" / "07" / "labels" / "000002.label"
+    data = path.read_bytes()
+    path.unlink()
+    assert run_prepare("semantic_kitti", copy, out, "--partial") == 0
+    assert (out / "missing_files.txt").read_text() == "sequences/07/labels/000002.label\n"
+    path.write_bytes(data)
+    assert run_prepare("semantic_kitti", copy, out, "--partial") == 0
+    assert not (out / "missing_files.txt").exists()
+
+
+def test_a_bag_needs_the_files_of_its_sequence_only(download: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "kitti"
+    shutil.copytree(download, copy)
+    (copy / "dataset" / "sequences" / "00" / "labels" / "000002.label").unlink()
+    source = SemanticKittiSource(copy, partial=True)
+    assert len(checked_frames(source, partial=False, sequence="07")) == NUM_FRAMES["07"]
+    with pytest.raises(ValueError, match="1 files of the download are missing"):
+        checked_frames(source, partial=False, sequence="00")
+    with pytest.raises(ValueError, match="--sequence: expected one of 00, 07, 08, got '09'"):
+        checked_frames(source, partial=False, sequence="09")
 
 
 def test_fewer_frames_leave_nothing_stale(download: Path, tmp_path: Path) -> None:

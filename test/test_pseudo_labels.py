@@ -94,6 +94,11 @@ def test_labels_are_those_of_the_model_by_point(folder: Path, model: Segmentatio
         assert (labels[head][unseen] == IGNORE_INDEX).all()
 
 
+def test_nothing_but_the_store_is_left_behind(folder: Path) -> None:
+    arrays = {f"{name}_{what}.npy" for name in ("ensemble", *HEADS) for what in ("labels", "probability")}
+    assert {path.name for path in folder.iterdir()} == {"pseudo_labels.json", "first.npy", *arrays}
+
+
 def test_one_teacher_for_all_or_each_its_own(folder: Path, domains: Domains) -> None:
     shared = open_store(folder, domains).labels(0)
     np.testing.assert_array_equal(shared["2d"], shared["3d"])

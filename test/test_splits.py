@@ -143,6 +143,11 @@ def test_counts_that_belong_to_the_published_weights_agree(published: PublishedW
     assert any(sentence.startswith(f"class {names[-1]} of {published.splits}: ") for sentence in differences)
 
 
+def test_a_scene_without_a_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a scene of nuScenes such as scene-0061, got 'scene-x'"):
+        count_splits("nuscenes", {SequenceInfo(name="scene-x", location=BOSTON): 1})
+
+
 def test_an_unknown_split_is_refused() -> None:
     with pytest.raises(ValueError, match="split of virtual_kitti: expected one of train, got 'val'"):
         split_rule("virtual_kitti", "val")

@@ -235,6 +235,35 @@ def test_two_gloo_processes_equal_two_half_batches(world: Path, tmp_path: Path) 
     assert all(int(counts.sum()) > 0 for counts in two["counts"].values())
 
 
+class ApartFabric(Fabric):
+    """One of two processes; the other one, on a machine that does not see the run's folder, is at step 0."""
+
+    @property
+    def world_size(self) -> int:
+        return 2
+
+    def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
+        return torch.stack([data, torch.zeros_like(data)])
+
+
+def test_machines_that_do_not_share_the_folder_cannot_go_on(world: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(world)
+
+    def start() -> Trainer:
+        return Trainer(
+            recipe=recipe,
+            domains=open_domains(recipe),
+            model=build_model(recipe),
+            out=tmp_path,
+            fabric=ApartFabric(accelerator="cpu", devices=1),
+        )
+
+    assert start().step == 0
+    train(recipe, tmp_path, console=QUIET)
+    with pytest.raises(ValueError, match=r"state.pt: the processes are at steps \[4, 0\]; to go on, all machines need"):
+        start()
+
+
 def test_batch_must_divide_by_processes() -> None:
     recipe = tiny_recipe(Path("unused"))
     with pytest.raises(ValueError, match="expected a multiple of 2 processes, got 3"):

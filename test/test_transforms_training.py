@@ -112,6 +112,41 @@ def test_colours_change_as_asked() -> None:
     assert flat.min() == flat.max()  # all contrast gone: the mean grey everywhere
 
 
+def jittered_in_float(image: NDArray[np.uint8], params: CameraParams) -> NDArray[np.float64]:
+    """What jitter_colours does, pixel by pixel and without rounding."""
+    weights = np.array([0.299, 0.587, 0.114])
+    values = np.clip(image * params.brightness, 0, 255)
+    mean = (values @ weights).mean()
+    values = np.clip(mean + params.contrast * (values - mean), 0, 255)
+    grey = (values @ weights)[..., None]
+    return np.clip(grey + params.saturation * (values - grey), 0, 255)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_colour_jitter_equals_the_same_in_float(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    # Blocks of saturated colours, so that every clip is met, beside noise.
+    image = rng.integers(0, 256, (3 * H, W, 3), dtype=np.uint8)
+    image[:H] = rng.choice([0, 255], (H, W, 3))
+    brightness, contrast, saturation = (float(factor) for factor in rng.uniform(0.6, 1.4, 3))
+    params = CameraParams(brightness=brightness, contrast=contrast, saturation=saturation)
+    difference = jitter_colours(image, params) - jittered_in_float(image, params)
+    assert np.abs(difference).max() < 0.5 + 0.5 * 1.8 + 0.4  # own rounding, the table's times the matrix, its weights'
+    # OpenCV's 8-bit matrix has weights of limited precision: a bias of a few hundredths of a level, less than 0.1 %.
+    assert abs(difference[H:].mean()) < 0.2
+
+
+def test_colour_jitter_takes_crops_and_leaves_the_image_alone() -> None:
+    frame = make_frame()
+    before = frame.cameras[0].image.copy()
+    for flip in (False, True):
+        altered = with_camera_params(frame, crop=(3, 5, 8, 7), flip=flip, brightness=1.3, saturation=0.7)
+        np.testing.assert_array_equal(frame.cameras[0].image, before)
+        alone = np.ascontiguousarray(before[3:11, 5:12][:, :: -1 if flip else 1])
+        expected = jitter_colours(alone, CameraParams(brightness=1.3, saturation=0.7))
+        np.testing.assert_array_equal(altered.cameras[0].image, expected)
+
+
 def test_same_seed_same_frame_and_ranges_are_kept() -> None:
     settings = AugmentSettings(
         image=ImageAugmentSettings(flip=0.5, jitter=0.4, crop=CropSettings(min_points=0)),

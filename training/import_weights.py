@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bring the 3D network of a published xMUDA checkpoint into this project's layout:
 
-python training/import_weights.py model_3d_065000.pth --out xmuda_3d.safetensors
+python training/import_weights.py model_3d_065000.pth --label-space nuscenes_6 --out runs/xmuda_3d
 """
 
 from __future__ import annotations

@@ -95,7 +95,8 @@ def _halved(image: NDArray[np.uint8], image_size: tuple[int, int]) -> NDArray[np
         min(image.shape[0] / image_size[0], image.shape[1] / image_size[1]) >= _HALVING_RATIO
         and image.shape[0] % 2 == image.shape[1] % 2 == 0
     ):
-        image = cv2.resize(image, (image.shape[1] // 2, image.shape[0] // 2), interpolation=cv2.INTER_AREA)
+        half = (image.shape[1] // 2, image.shape[0] // 2)
+        image = np.asarray(cv2.resize(image, half, interpolation=cv2.INTER_AREA), dtype=np.uint8)
     return image
 
 

@@ -5,7 +5,9 @@ Full-size synthetic frames in the layout of each download, files in the page cac
 process of training/prepare_*.py (VirtualKITTI: six images each). `load`: samples per second of one process as training
 sees them with the recipe of `--size full`: read, augmented, projected, resized, voxelised. `step`: source and target
 half of one frame each with that recipe, forward and backward, on this core and without the foundation model, whose maps
-are given; `load / step`: the time to load two frames over the time of the step. CPU time, best of three.
+are given; `load / step`: the time to load two frames over the time of the step. `jitter` is the part of a load that
+alters the image's colours; `in float`: the same pixel by pixel instead of by tables, as it was done before. CPU time,
+best of three.
 """
 
 from __future__ import annotations
@@ -14,19 +16,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 FOLDER = Path(__file__).parent
 sys.path.insert(0, str(FOLDER.parent))  # the miniatures
 
 import cv2
+import numpy as np
 import torch
 from miniatures import Scene, make_a2d2, make_nuscenes, make_semantic_kitti, make_virtual_kitti
 from programs import ROOT
 from rich.console import Console
 from rich.table import Table
 
+from xmodal_seg.training import transforms
 from xmodal_seg.training.data.a2d2 import A2D2Source
 from xmodal_seg.training.data.dataset import FixedSubset, FrameDataset
 from xmodal_seg.training.data.nuscenes import NuScenesSource
@@ -39,6 +45,7 @@ from xmodal_seg.training.recipe import Recipe, compose
 from xmodal_seg.training.steps import source_step, target_step
 from xmodal_seg.training.streams import DomainBatch, DomainStream, InputSettings
 from xmodal_seg.training.trainer import build_model
+from xmodal_seg.training.transforms import CameraParams, apply, jitter_colours, make_params
 
 NUM_FRAMES = 12
 REPEATS = 3
@@ -85,6 +92,9 @@ def measure(name: str, source: Source, folder: Path) -> dict[str, Any]:
     stream, model_step = make_stream(recipe, dataset, role=ROLES[name][1])
     load_s = best(lambda: [stream.batch(step) for step in range(len(frames))]) / len(frames)
     step_s = best(model_step)
+    jitter_s, float_s = time_jitter(stream)
+    with patch.object(transforms, "jitter_colours", jitter_in_float):
+        load_in_float_s = best(lambda: [stream.batch(step) for step in range(len(frames))]) / len(frames)
     sizes = [dataset[index].num_points for index in range(len(frames))]
     return {
         "data set": name,
@@ -92,6 +102,9 @@ def measure(name: str, source: Source, folder: Path) -> dict[str, Any]:
         "prepare, frames/s": 1 / prepare_s,
         "load, samples/s": 1 / load_s,
         "load, ms/sample": 1000 * load_s,
+        "in float": 1000 * load_in_float_s,
+        "jitter, ms": 1000 * jitter_s,
+        "jitter in float": 1000 * float_s,
         "step of 1 + 1, ms": 1000 * step_s,
         "load / step": 2 * load_s / step_s,
         "MB/frame": sum(file.stat().st_size for file in (out / "points").glob("*.npy")) / len(frames) / 1e6,
@@ -133,6 +146,25 @@ def make_stream(recipe: Recipe, dataset: FrameDataset, *, role: str) -> tuple[Do
     return stream, step
 
 
+def time_jitter(stream: DomainStream) -> tuple[float, float]:
+    """Seconds of jitter_colours, and of the same in float, on an image as the recipe crops it."""
+    frame, rng = stream.dataset[0], np.random.default_rng(0)
+    params = make_params(frame, settings=stream.augment, rng=rng)
+    plain = replace(params, cameras=tuple(CameraParams(crop=camera.crop) for camera in params.cameras))
+    image, camera = apply(frame, plain).cameras[0].image, params.cameras[0]
+    return best(lambda: jitter_colours(image, camera)), best(lambda: jitter_in_float(image, camera))
+
+
+def jitter_in_float(image: np.ndarray, params: CameraParams) -> np.ndarray:
+    """What jitter_colours does, without tables."""
+    values = image.astype(np.float32) * params.brightness
+    np.clip(values, 0, 255, out=values)
+    mean = float(cv2.cvtColor(values, cv2.COLOR_RGB2GRAY).mean())
+    values = np.clip(mean + params.contrast * (values - mean), 0, 255)
+    grey = cv2.cvtColor(values, cv2.COLOR_RGB2GRAY)[..., None]
+    return np.rint(np.clip(grey + params.saturation * (values - grey), 0, 255)).astype(np.uint8)
+
+
 def best(work: Callable[[], Any]) -> float:
     """Shortest time of this core in s; others at work on the machine do not count."""
     times = []
@@ -148,7 +180,7 @@ def main() -> int:
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*(f"{value:.2f}" if isinstance(value, float) else f"{value}" for value in row.values()))
-    Console(width=160).print(table)
+    Console(width=200).print(table)
     return 0
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from xmodal_seg.checkpoint import load_checkpoint
 from xmodal_seg.labels import UNLABELED
 from xmodal_seg.models.segmenter import SegmentationModel
-from xmodal_seg.training.data.dataset import FrameDataset
+from xmodal_seg.training.data.dataset import FixedSubset, FrameDataset
 from xmodal_seg.training.data.prepared import write_text
 from xmodal_seg.training.data.prepared_dataset import PreparedDataset
 from xmodal_seg.training.data.raw_classes import SEMANTIC_KITTI_CLASSES, DatasetName
@@ -80,8 +80,10 @@ class OfficialWriter:
     """
 
     def __init__(self, dataset: FrameDataset, folder: Path) -> None:
+        if isinstance(dataset, FixedSubset):
+            raise ValueError(f"{dataset.name}: official files need every point, and data.max_points leaves some out")
         if not isinstance(dataset, PreparedDataset):
-            raise ValueError(f"{dataset.name}: only whole, prepared data sets have an official format")
+            raise ValueError(f"{dataset.name}: only what training/prepare_*.py wrote has an official format")
         if dataset.header.dataset not in _OFFICIAL_CLASSES:
             raise ValueError(f"{dataset.name}: has no official format; {' and '.join(_OFFICIAL_CLASSES)} have")
         self._dataset = dataset
@@ -182,7 +184,7 @@ def write_run_predictions(run: Path, folder: Path) -> int:
         folder,
         device=setup.fabric.device,
         autocast=setup.fabric.autocast,
-        items=setup.items(batches),
+        items=setup.items(batches, what="writing"),
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from xmodal_seg.training.streams import DomainBatch, EvaluationBatches
 INDEX_FILE = "pseudo_labels.json"
 FORMAT = 1
 MAX_THRESHOLD = 0.9
+_CHUNK_POINTS = 1 << 22
 Teacher = Literal["ensemble", "own_head"]
 
 
@@ -90,9 +91,11 @@ def class_thresholds(
     """
     thresholds = np.full(num_classes, MAX_THRESHOLD)
     for train_id in range(num_classes):
-        of_class = np.sort(probability[labels == train_id])
+        of_class = probability[labels == train_id]
         if of_class.size:
-            thresholds[train_id] = min(float(of_class[(of_class.size - 1) // 2]), MAX_THRESHOLD)
+            middle = (of_class.size - 1) // 2
+            of_class.partition(middle)
+            thresholds[train_id] = min(float(of_class[middle]), MAX_THRESHOLD)
     return thresholds
 
 
@@ -124,18 +127,19 @@ def make_pseudo_labels(
         fingerprint: of the data, kept with the labels.
         items: the same batches through a loader with workers.
     """
-    found: dict[str, list[NDArray[np.float32]]] = {}
     sizes: list[int] = []
     model.eval()
-    for indices, data in zip(batches.indices, items or (batches[i] for i in range(len(batches))), strict=True):
-        with torch.inference_mode(), autocast():
-            moved = data.to(device)
-            probs = probabilities(predict(model, moved))
-        num_points = [dataset.labels(index).size for index in indices]
-        for name, values in probs.items():
-            found.setdefault(name, []).append(_by_point(values, moved, num_points))
-        sizes.extend(num_points)
-    return _write(folder, found, sizes, num_classes=model.settings.num_classes, fingerprint=fingerprint)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _AnswerFiles(folder) as files:
+        for indices, data in zip(batches.indices, items or (batches[i] for i in range(len(batches))), strict=True):
+            with torch.inference_mode(), autocast():
+                moved = data.to(device)
+                probs = probabilities(predict(model, moved))
+            num_points = [dataset.labels(index).size for index in indices]
+            for name, values in probs.items():
+                files.append(name, *_by_point(values, moved, num_points))
+            sizes.extend(num_points)
+        return _write(folder, files, sizes, num_classes=model.settings.num_classes, fingerprint=fingerprint)
 
 
 def probabilities(predictions: Predictions) -> dict[str, torch.Tensor]:
@@ -147,32 +151,73 @@ def probabilities(predictions: Predictions) -> dict[str, torch.Tensor]:
     return probs
 
 
-def _by_point(probs: torch.Tensor, data: DomainBatch, num_points: list[int]) -> NDArray[np.float32]:
-    """(N, 2) float32 label and probability of every point of the batch's frames, in their order."""
+class _AnswerFiles:
+    """Labels and probabilities of every point, name by name, on disk while they come: of SemanticKITTI's training part
+    they would fill 10 GB of memory. A context manager; its temporary files go when it ends.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, tuple[BinaryIO, BinaryIO]] = {}
+
+    def __enter__(self) -> _AnswerFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, files in self._files.items():
+            for file, path in zip(files, self._paths(name), strict=True):
+                file.close()
+                path.unlink(missing_ok=True)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._files)
+
+    def append(self, name: str, labels: NDArray[np.uint8], probability: NDArray[np.float32]) -> None:
+        if name not in self._files:
+            labels_path, probability_path = self._paths(name)
+            self._files[name] = labels_path.open("wb"), probability_path.open("wb")
+        labels_file, probability_file = self._files[name]
+        labels_file.write(labels.tobytes())
+        probability_file.write(probability.tobytes())
+
+    def arrays(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """All labels and probabilities of a name, mapped."""
+        for file in self._files[name]:
+            file.flush()
+        labels_path, probability_path = self._paths(name)
+        return np.memmap(labels_path, dtype=np.uint8, mode="r"), np.memmap(probability_path, dtype=np.float32, mode="r")
+
+    def _paths(self, name: str) -> tuple[Path, Path]:
+        return self._folder / f".{name}_labels.raw", self._folder / f".{name}_probability.raw"
+
+
+def _by_point(
+    probs: torch.Tensor, data: DomainBatch, num_points: list[int]
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """(N,) label and (N,) probability of every point of the batch's frames, in their order."""
     first = np.cumsum([0, *num_points])
     best, train_ids = (tensor.cpu().numpy() for tensor in probs.max(dim=1))
     rows = first[data.batch.frame_index.cpu().numpy()] + data.batch.point_index.cpu().numpy()
-    answers = np.full((first[-1], 2), (UNLABELED, 0.0), dtype=np.float32)
-    answers[rows, 0] = np.where(best > 0, train_ids, UNLABELED)
-    answers[rows, 1] = best
-    return answers
+    labels, probability = np.full(first[-1], UNLABELED, dtype=np.uint8), np.zeros(first[-1], dtype=np.float32)
+    labels[rows] = np.where(best > 0, train_ids, UNLABELED)
+    probability[rows] = best
+    return labels, probability
 
 
 def _write(
-    folder: Path, found: dict[str, list[NDArray[np.float32]]], sizes: list[int], *, num_classes: int, fingerprint: str
+    folder: Path, files: _AnswerFiles, sizes: list[int], *, num_classes: int, fingerprint: str
 ) -> dict[str, float]:
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX_FILE).unlink(missing_ok=True)  # what was made before counts no more, should this be interrupted
     write_array(folder / "first.npy", np.cumsum([0, *sizes], dtype=np.int64))
     thresholds, kept = {}, {}
-    for name, answers in found.items():
-        joined = np.concatenate(answers)
-        labels, probability = joined[:, 0].astype(np.uint8), np.ascontiguousarray(joined[:, 1])
+    for name in files.names:
+        labels, probability = files.arrays(name)
         of_class = class_thresholds(labels, probability, num_classes=num_classes)
         write_array(folder / f"{name}_labels.npy", labels)
         write_array(folder / f"{name}_probability.npy", probability)
-        refined = refine(labels, probability, np.append(of_class, 2.0))
         thresholds[name] = of_class.tolist()
-        kept[name] = 100 * float((refined != IGNORE_INDEX).mean())
+        kept[name] = _kept_percent(labels, probability, np.append(of_class, 2.0))
     values = {
         "format": FORMAT,
         "data": fingerprint,
@@ -182,6 +227,16 @@ def _write(
     }
     write_text(folder / INDEX_FILE, json.dumps(values, indent=1) + "\n")
     return kept
+
+
+def _kept_percent(
+    labels: NDArray[np.uint8], probability: NDArray[np.float32], thresholds: NDArray[np.float64]
+) -> float:
+    kept = 0
+    for first in range(0, labels.size, _CHUNK_POINTS):
+        part = slice(first, first + _CHUNK_POINTS)
+        kept += int((refine(labels[part], probability[part], thresholds) != IGNORE_INDEX).sum())
+    return 100 * kept / labels.size
 
 
 def _read_index(folder: Path) -> dict[str, Any]:

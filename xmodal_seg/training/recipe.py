@@ -7,6 +7,7 @@ A recipe is composed of parts of three files, each laid over the former ones, an
     shifts/<shift>.yaml    `every_size`, then the part of that size: the data and what goes with them
     sizes/<size>.yaml      of `image_networks` the one that the method names
     methods/<method>.yaml  `recipe`: heads, fusion and loss terms, a row of the tables
+    shifts/<shift>.yaml    of `methods` the one of that name: what only this row has on this shift
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def compose(recipes: Path, *, shift: str, method: str, size: str, overrides: Seq
     """
     size_file, size_parts = _parts(recipes / "sizes", size, known=("recipe", "image_networks"))
     method_file, method_parts = _parts(recipes / "methods", method, known=("recipe", "image_network"))
-    shift_file, shift_parts = _parts(recipes / "shifts", shift, known=("every_size", "small", "full"))
+    shift_file, shift_parts = _parts(recipes / "shifts", shift, known=("every_size", "small", "full", "methods"))
     if size not in shift_parts:
         raise ValueError(f"{shift_file}: has no part {size!r}; it has {', '.join(shift_parts)}")
     network = method_parts.get("image_network")
@@ -42,6 +43,7 @@ def compose(recipes: Path, *, shift: str, method: str, size: str, overrides: Seq
         shift_parts[size],
         networks[network],
         method_parts.get("recipe"),
+        (shift_parts.get("methods") or {}).get(method),
     )
     values = merge({"name": method}, *(layer or {} for layer in layers))
     return parse_recipe(values, overrides=overrides, where=f"recipe {shift}, {method}, {size}")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
+from rich.progress import track
 
 from xmodal_seg.checkpoint import Checkpoint, load_checkpoint
 from xmodal_seg.models.segmenter import SegmentationModel
@@ -61,8 +62,14 @@ class Setup:
             feature_maps=self.features(dataset),
         )
 
-    def items(self, batches: EvaluationBatches) -> Iterable[DomainBatch]:
-        return loader(batches, num_workers=self.recipe.data.num_workers)
+    def items(self, batches: EvaluationBatches, *, what: str, console: Console | None = None) -> Iterable[DomainBatch]:
+        """The batches, read ahead; a progress bar on stderr, or on `console`, says `what` is done with them."""
+        return track(
+            loader(batches, num_workers=self.recipe.data.num_workers),
+            description=f"{what} {batches.dataset.name}",
+            total=len(batches),
+            console=console or Console(stderr=True),
+        )
 
 
 def set_up(recipe: Recipe, *, single: bool = False) -> Setup:
@@ -99,7 +106,7 @@ def train(recipe: Recipe, out: Path, *, console: Console | None = None) -> Train
     return trainer
 
 
-def evaluate_run(run: Path) -> dict[str, Any]:
+def evaluate_run(run: Path, *, console: Console | None = None) -> dict[str, Any]:
     """Score a finished run on the target's test part, and write `results.json` beside its recipe.
 
     Three protocols: `best`, the paper's, reads each head from the checkpoint with its own best validation score and
@@ -115,7 +122,10 @@ def evaluate_run(run: Path) -> dict[str, Any]:
         "last": whole(load_checkpoint(run / LAST, device=setup.fabric.device).build_model()),
     }
     scores = evaluate_selections(
-        selections, setup.items(batches), device=setup.fabric.device, autocast=setup.fabric.autocast
+        selections,
+        setup.items(batches, what="scoring", console=console),
+        device=setup.fabric.device,
+        autocast=setup.fabric.autocast,
     )
     results = {
         "data": setup.domains.target_test.name,
@@ -129,7 +139,7 @@ def evaluate_run(run: Path) -> dict[str, Any]:
     return results
 
 
-def make_run_pseudo_labels(run: Path, folder: Path) -> dict[str, float]:
+def make_run_pseudo_labels(run: Path, folder: Path, *, console: Console | None = None) -> dict[str, float]:
     """Pseudo-labels of the target's training part by the last checkpoint of a run; percent of points kept, by head."""
     setup = set_up(load_recipe(_file(run, RECIPE_FILE)), single=True)
     dataset = setup.domains.target_train
@@ -142,7 +152,7 @@ def make_run_pseudo_labels(run: Path, folder: Path) -> dict[str, float]:
         fingerprint=setup.domains.fingerprint,
         device=setup.fabric.device,
         autocast=setup.fabric.autocast,
-        items=setup.items(batches),
+        items=setup.items(batches, what="labelling", console=console),
     )
 
 

@@ -67,12 +67,13 @@ def make_run(run: Run) -> Finished:
     start_s = time.monotonic()
     run.folder.mkdir(parents=True, exist_ok=True)
     with (run.folder / "log.txt").open("a", encoding="utf-8") as log:
+        console = Console(file=log)
         try:
             if run.first_stage is not None:
                 assert run.recipe.data.pseudo_labels is not None
-                make_run_pseudo_labels(run.first_stage, run.recipe.data.pseudo_labels)
-            train(run.recipe, run.folder, console=Console(file=log))
-            results = evaluate_run(run.folder)
+                make_run_pseudo_labels(run.first_stage, run.recipe.data.pseudo_labels, console=console)
+            train(run.recipe, run.folder, console=console)
+            results = evaluate_run(run.folder, console=console)
         except (ValueError, NonFiniteLossError) as error:
             return Finished(run=run, error=f"{run.title}: {error}")
     return Finished(run=run, minutes=(time.monotonic() - start_s) / 60, results=results)

@@ -98,6 +98,7 @@ class Trainer:
             )
         elif fabric.global_rank == 0:
             save_recipe(recipe, out / RECIPE_FILE)
+        self._check_same_step()
         self._metadata = {"trained": True, "recipe": recipe.model_dump(mode="json"), "data": domains.fingerprint}
         self._best = BestBanks(out / BEST, label_space=domains.label_space, metadata=self._metadata)
 
@@ -178,6 +179,18 @@ class Trainer:
                 optimizer=self.optimizer,
                 scheduler=self.scheduler,
                 recipe_hash=self._run_hash,
+            )
+
+    def _check_same_step(self) -> None:
+        """Raises ValueError, in every process, if one does not find the state that another goes on from."""
+        if self.fabric.world_size == 1:
+            return
+        mine = torch.tensor([self.step], device=self.fabric.device)
+        steps = cast(torch.Tensor, self.fabric.all_gather(mine)).flatten().tolist()
+        if len(set(steps)) > 1:
+            raise ValueError(
+                f"{self.out / STATE_FILE}: the processes are at steps {steps}; to go on, all machines need the folder "
+                "of the run (shared, or copied from the first)"
             )
 
     @property

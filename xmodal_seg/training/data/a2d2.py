@@ -11,6 +11,7 @@ Source: the data set's tutorial; undistortion and labels as valeoai/xmuda_journa
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ CONFIG_FILE, CLASS_FILE = "cams_lidars.json", "class_list.json"
 CAMERA_T_LIDAR = np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
 # Largest median distance between a point's given pixel and its projection; a wrong calibration is off by far more.
 MAX_PROJECTION_ERROR_PX = 2.0
+_IMAGE_NAME = re.compile(r"(\d+)_camera_([a-z]+)_(\d+)")
 _NPZ_KEYS = ("points", "row", "col", "timestamp", "reflectance")
 _NO_POINTS = SweepPoints(
     points=np.zeros((0, 3), dtype=np.float32),
@@ -102,7 +104,7 @@ class A2D2Source:
             self._frame(sequence.name, path.stem, camera)
             for sequence in self.sequences()
             for camera in self.cameras
-            for path in sorted((self.root / sequence.name / "camera" / f"cam_{camera}").glob("*.png"))
+            for path in sorted((self.root / sequence.name / "camera" / f"cam_{camera}").glob("[!.]*.png"))
         ]
 
     def read_points(self, frame: SourceFrame) -> SweepPoints:
@@ -128,7 +130,11 @@ class A2D2Source:
         return self._undistort(read_image(self.root / camera.image), camera.name)
 
     def _frame(self, sequence: str, stem: str, camera: str) -> SourceFrame:
-        date, _, side, number = stem.split("_")
+        match = _IMAGE_NAME.fullmatch(stem)
+        if match is None:
+            path = self.root / sequence / "camera" / f"cam_{camera}" / f"{stem}.png"
+            raise ValueError(f"{path}: expected a name such as 20180810142822_camera_frontcenter_000000037.png")
+        date, side, number = match.groups()
         folder = f"cam_{camera}"
         source_camera = SourceCamera(
             name=camera,

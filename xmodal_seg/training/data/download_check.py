@@ -14,8 +14,9 @@ _FOLDERS_SHOWN = 30
 class IncompleteDownload(ValueError):  # noqa: N818 - it is a state of the disk, not a fault of the program
     """Files of a download that are not there; paths relative to its root."""
 
-    def __init__(self, root: Path, missing: Sequence[str]) -> None:
-        super().__init__(f"{root}: {len(missing)} files of the download are missing:\n" + describe(missing))
+    def __init__(self, root: Path, missing: Sequence[str], *, hint: str = "") -> None:
+        first = f"{root}: {len(missing)} files of the download are missing"
+        super().__init__(f"{first}{f' ({hint})' if hint else ''}:\n{describe(missing)}")
         self.missing = tuple(missing)
 
 
@@ -30,7 +31,9 @@ def describe(missing: Sequence[str]) -> str:
     for name in missing:
         folders[str(PurePosixPath(name).parent)].append(PurePosixPath(name).name)
     lines = [
-        f"  {folder}/{names[0]}" if len(names) == 1 else f"  {folder}/: {len(names)} files, the first is {names[0]}"
+        f"  {PurePosixPath(folder, names[0])}"
+        if len(names) == 1
+        else f"  {folder}/: {len(names)} files, the first is {names[0]}"
         for folder, names in folders.items()
     ]
     hidden = len(lines) - _FOLDERS_SHOWN

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,18 +35,28 @@ from xmodal_seg.transforms import matrix_from_pose
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK_RIGHT", "CAM_BACK")
 LIDAR = "LIDAR_TOP"
 DEFAULT_VERSION = "v1.0-trainval"
-_TABLES = (
-    "calibrated_sensor",
-    "category",
-    "ego_pose",
-    "lidarseg",
-    "log",
-    "sample",
-    "sample_data",
-    "scene",
-    "sensor",
-)
+# Table -> what is read of its records.
+_TABLES = {
+    "calibrated_sensor": {"token", "sensor_token", "translation", "rotation", "camera_intrinsic"},
+    "category": {"name"},
+    "ego_pose": {"token", "translation", "rotation"},
+    "lidarseg": {"sample_data_token", "filename"},
+    "log": {"token", "location"},
+    "sample": {"token", "timestamp", "scene_token"},
+    "sample_data": {
+        "token",
+        "sample_token",
+        "ego_pose_token",
+        "calibrated_sensor_token",
+        "timestamp",
+        "is_key_frame",
+        "filename",
+    },
+    "scene": {"token", "name", "description", "log_token"},
+    "sensor": {"token", "channel"},
+}
 _CHUNK_CHARACTERS = 1 << 22
+_LONGEST_RECORD = 1 << 20  # characters; what is no record after these never becomes one
 _SEPARATORS = re.compile(r"[\s,]*")
 
 # LIDAR_TOP has x right, y forward, z up; the project has x forward, y left, z up.
@@ -88,9 +98,11 @@ class NuScenesSource:
 
     def sequences(self) -> list[SequenceInfo]:
         locations = {log["token"]: log["location"] for log in self._read("log")}
+        scenes = self._scenes()
+        self._check_found("log", {scene["log_token"] for scene in scenes}, locations, by="scene")
         return [
             SequenceInfo(name=scene["name"], location=locations[scene["log_token"]], description=scene["description"])
-            for scene in self._scenes()
+            for scene in scenes
         ]
 
     def frames(self) -> list[SourceFrame]:
@@ -164,17 +176,16 @@ class NuScenesSource:
         """(sample token, channel) -> its sample_data record, for the channels that are wanted."""
         sensor_names = {sensor["token"]: sensor["channel"] for sensor in self._read("sensor")}
         wanted = {LIDAR, *self.cameras}
-        sensors = {
-            record["token"]: record
-            for record in self._read("calibrated_sensor")
-            if sensor_names[record["sensor_token"]] in wanted
-        }
+        calibrated = list(self._read("calibrated_sensor"))
+        self._check_found("sensor", {r["sensor_token"] for r in calibrated}, sensor_names, by="calibrated_sensor")
+        sensors = {record["token"]: record for record in calibrated if sensor_names[record["sensor_token"]] in wanted}
+        matrices = {name: np.array(r["camera_intrinsic"], dtype=np.float64) for name, r in sensors.items()}
         found: dict[tuple[str, str], Record] = {}
         for record in self._read(
             "sample_data", lambda r: r["is_key_frame"] and r["calibrated_sensor_token"] in sensors
         ):
             sensor = sensors[record["calibrated_sensor_token"]]
-            record["camera_matrix"] = np.array(sensor["camera_intrinsic"], dtype=np.float64)
+            record["camera_matrix"] = matrices[sensor["token"]]
             found[record["sample_token"], sensor_names[sensor["sensor_token"]]] = record
         return found
 
@@ -185,18 +196,20 @@ class NuScenesSource:
         poses = {r["token"]: _pose(r) for r in self._read("calibrated_sensor", lambda r: r["token"] in sensors)}
         poses.update({r["token"]: _pose(r) for r in self._read("ego_pose", lambda r: r["token"] in egos)})
         for name, tokens in (("calibrated_sensor", sensors), ("ego_pose", egos)):
-            lost = tokens - poses.keys()
-            if lost:
-                raise ValueError(
-                    f"{self._table_path(name)}: has no record {min(lost)}, which sample_data.json refers to"
-                )
+            self._check_found(name, tokens, poses, by="sample_data")
         return poses
+
+    def _check_found(self, table: str, tokens: Set[str], found: Mapping[str, Any], *, by: str) -> None:
+        """Raises ValueError for a token in the table `by` of which `table` has no record."""
+        lost = tokens - found.keys()
+        if lost:
+            raise ValueError(f"{self._table_path(table)}: has no record {min(lost)}, which {by}.json refers to")
 
     def _scenes(self) -> list[Record]:
         return sorted(self._read("scene"), key=lambda scene: scene["name"])
 
     def _read(self, table: str, keep: Callable[[Record], bool] | None = None) -> Iterator[Record]:
-        records = iter_records(self._table_path(table))
+        records = iter_records(self._table_path(table), keys=_TABLES[table])
         return records if keep is None else (record for record in records if keep(record))
 
     def _table_path(self, table: str) -> Path:
@@ -211,17 +224,17 @@ def place_camera(global_T_camera: NDArray[np.float64], global_T_lidar: NDArray[n
     return invert_rigid(global_T_camera) @ global_T_lidar @ invert_rigid(LIDAR_T_SENSOR)
 
 
-def iter_records(path: Path, *, chunk: int = _CHUNK_CHARACTERS) -> Iterator[Record]:
+def iter_records(path: Path, *, keys: Set[str] = frozenset(), chunk: int = _CHUNK_CHARACTERS) -> Iterator[Record]:
     """The objects of a JSON list, one after the other.
 
     sample_data.json of the full data set has 2.6 million of them; whole, it would take several GB of memory. `chunk`
     characters are read at a time.
 
-    Raises ValueError if the file is missing, is not a list of objects, or is cut off.
+    Raises ValueError if the file is missing, is not a list of objects, or is cut off, or an object lacks one of `keys`.
     """
     decoder = json.JSONDecoder()
     with _open_text(path) as file:
-        text, position, at_end = file.read(chunk), 1, False
+        text, position, at_end = _read_text(file, chunk, path), 1, False
         if not text.startswith("["):
             raise ValueError(f"{path}: expected a JSON list of records")
         while True:
@@ -231,21 +244,30 @@ def iter_records(path: Path, *, chunk: int = _CHUNK_CHARACTERS) -> Iterator[Reco
             try:
                 record, position = decoder.raw_decode(text, start)
             except json.JSONDecodeError as error:
-                if at_end:
+                if at_end or len(text) - start > max(chunk, _LONGEST_RECORD):
                     raise ValueError(f"{path}: the table is cut off or not JSON: {error.msg}") from error
-                more = file.read(chunk)
+                more = _read_text(file, chunk, path)
                 text, position, at_end = text[start:] + more, 0, not more
                 continue
             if not isinstance(record, dict):
                 raise ValueError(f"{path}: expected records, got {type(record).__name__}")
+            if not keys <= record.keys():
+                raise ValueError(f"{path}: a record has no {min(keys - record.keys())!r}; it has {', '.join(record)}")
             yield record
 
 
-def _open_text(path: Path) -> Any:
+def _open_text(path: Path) -> TextIO:
     try:
         return path.open(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _read_text(file: TextIO, num_characters: int, path: Path) -> str:
+    try:
+        return file.read(num_characters)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file: {error.reason}") from error
 
 
 def _pose(record: Record) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -31,7 +32,7 @@ from xmodal_seg.training.data.prepared import (
     POINT_DTYPE,
     POINTS_FOLDER,
     raw_histogram,
-    write_array,
+    write_parts,
     write_text,
 )
 from xmodal_seg.training.data.sources import Source, SourceFrame, SweepPoints
@@ -60,6 +61,7 @@ def prepare_frames(
     scope: Scope = "visible",
     workers: int = 1,
     overwrite: bool = False,
+    moved: bool = False,
     progress: Callable[[int], None] = lambda num_frames: None,
 ) -> Preparation:
     """Prepare `frames` of `source` into the folder `out`.
@@ -67,6 +69,7 @@ def prepare_frames(
     Args:
         scope: visible keeps the points that one of the source's cameras sees.
         workers: processes; 1 works in this one.
+        moved: the download that `out` was made from is now where `source` is; what is done stays done.
         progress: called with the number of frames of each shard that is finished.
 
     Raises:
@@ -74,9 +77,9 @@ def prepare_frames(
         RuntimeError: a worker process died (out of memory); what is done stays done.
     """
     options = _options(source, scope)
-    _check_options(out, options, overwrite=overwrite)
+    _check_options(out, {**options, "root": str(source.root.resolve())}, overwrite=overwrite, moved=moved)
     shards = _make_shards(frames, options, source.variants)
-    todo = [shard for shard in shards if overwrite or not _is_done(out, shard)]
+    todo = [shard for shard in shards if overwrite or not _is_done(out, shard, own_images=source.rectifies)]
     progress(sum(len(shard.frames) for shard in shards) - sum(len(shard.frames) for shard in todo))
     for num_frames in _run(todo, source, out, scope=scope, workers=workers):
         progress(num_frames)
@@ -106,10 +109,11 @@ def prepare_shard(source: Source, shard: _Shard, out: Path, *, scope: Scope) -> 
         rows.append({**row, "first": first, "histogram": raw_histogram(part)})
         parts.append(part)
         first += len(part)
-    points = np.concatenate(parts) if parts else np.zeros(0, dtype=POINT_DTYPE)
-    write_array(_points_path(out, shard), points)
-    content = hashlib.sha256(points.tobytes()).hexdigest()
-    report = {"key": shard.key, "content": content, "rows": rows, "damaged": damaged, "empty": empty}
+    write_parts(_points_path(out, shard), parts, dtype=POINT_DTYPE)
+    content = hashlib.sha256()
+    for part in parts:
+        content.update(part.tobytes())
+    report = {"key": shard.key, "content": content.hexdigest(), "rows": rows, "damaged": damaged, "empty": empty}
     write_text(_report_path(out, shard), json.dumps(report))
     return len(shard.frames)
 
@@ -192,21 +196,20 @@ def _options(source: Source, scope: Scope) -> dict[str, Any]:
         "dataset": source.dataset,
         "cameras": list(source.cameras),
         "points": scope,
-        "root": str(source.root.resolve()),
     }
 
 
-def _check_options(out: Path, options: Mapping[str, Any], *, overwrite: bool) -> None:
+def _check_options(out: Path, options: Mapping[str, Any], *, overwrite: bool, moved: bool) -> None:
     """Remember the options of the first run; ValueError if a later one has others."""
     path = out / OPTIONS_FILE
     if path.is_file() and not overwrite:
         before = json.loads(path.read_text(encoding="utf-8"))
-        different = [key for key in options if before.get(key) != options[key]]
+        different = [key for key in options if before.get(key) != options[key] and not (moved and key == "root")]
         if different:
             key = different[0]
+            way_out = "choose another folder, or --overwrite" + (", or --moved if it moved" if key == "root" else "")
             raise ValueError(
-                f"{out}: was prepared with {key} {before.get(key)}, now asked for {options[key]}; "
-                "choose another folder, or --overwrite"
+                f"{out}: was prepared with {key} {before.get(key)}, now asked for {options[key]}; {way_out}"
             )
     (out / POINTS_FOLDER).mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(options, indent=1) + "\n")
@@ -216,18 +219,29 @@ def _make_shards(frames: Sequence[SourceFrame], options: Mapping[str, Any], vari
     shards: list[_Shard] = []
     for first in range(0, len(frames), FRAMES_PER_SHARD):
         part = tuple(frames[first : first + FRAMES_PER_SHARD])
-        content = [options, [[frame.sequence, frame.name, *frame.files(variants)] for frame in part]]
+        content = [options, [_frame_key(frame, variants) for frame in part]]
         key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
         shards.append(_Shard(number=len(shards), frames=part, key=key))
     return shards
 
 
-def _is_done(out: Path, shard: _Shard) -> bool:
+def _frame_key(frame: SourceFrame, variants: Sequence[str]) -> list[Any]:
+    """What a frame is made from: files, stamps and calibrations, so that a corrected calib.txt is seen."""
+    cameras = [
+        [camera.stamp_ns, camera.camera_matrix.tolist(), camera.camera_T_lidar.tolist()] for camera in frame.cameras
+    ]
+    return [frame.sequence, frame.name, frame.stamp_ns, *frame.files(variants), cameras]
+
+
+def _is_done(out: Path, shard: _Shard, *, own_images: bool) -> bool:
     """Done, of the same frames, and nothing in it was damaged (a repaired file is looked at again)."""
     if not _report_path(out, shard).is_file() or not _points_path(out, shard).is_file():
         return False
     report = json.loads(_report_path(out, shard).read_text(encoding="utf-8"))
-    return report["key"] == shard.key and not report["damaged"]
+    if report["key"] != shard.key or report["damaged"]:
+        return False
+    images = [camera["image"] for row in report["rows"] for camera in row["cameras"]] if own_images else []
+    return all((out / image).is_file() for image in images)
 
 
 def _run(shards: Sequence[_Shard], source: Source, out: Path, *, scope: Scope, workers: int) -> Iterator[int]:
@@ -246,6 +260,9 @@ def _run(shards: Sequence[_Shard], source: Source, out: Path, *, scope: Scope, w
                 "a worker process was killed, most likely for want of memory; run again with fewer --workers "
                 "(what is done stays done)"
             ) from error
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _in_any_order(
@@ -268,6 +285,7 @@ def _start_worker(source: Source) -> None:
     global _worker_source
     _worker_source = source
     cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the first process's to handle
 
 
 def _work(shard: _Shard, out: Path, scope: Scope) -> int:

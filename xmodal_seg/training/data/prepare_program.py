@@ -7,28 +7,28 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from xmodal_seg.bags import write_bag
 from xmodal_seg.training.data.assembly import Preparation
 from xmodal_seg.training.data.class_merges import find_merge, merge_table
-from xmodal_seg.training.data.class_weights import (
-    PUBLISHED_WEIGHTS,
-    PublishedWeights,
-    class_weights,
-    compare_weights,
-)
 from xmodal_seg.training.data.download_check import MISSING_FILE_LIST, IncompleteDownload, find_missing
 from xmodal_seg.training.data.preparation import prepare_frames
-from xmodal_seg.training.data.prepared import merge_raw_histogram, write_text
+from xmodal_seg.training.data.prepare_report import make_report
+from xmodal_seg.training.data.prepared import write_text
 from xmodal_seg.training.data.sources import Source, SourceFrame, load_frame
-from xmodal_seg.training.data.splits import KNOWN_COUNTS, KnownCount, compare_counts, count_splits, split_rule
+from xmodal_seg.training.data.splits import KNOWN_COUNTS, KnownCount, count_splits
 
 REPORT_FILE = "report.json"
+INTERRUPTED = 130  # as a shell has it for SIGINT
+_SENTENCES_SHOWN = 30
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -45,6 +45,9 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--partial", action="store_true", help="prepare what is there; do not expect the full data set")
     parser.add_argument("--overwrite", action="store_true", help="prepare again what is done already")
+    parser.add_argument(
+        "--moved", action="store_true", help="the download has moved to --root; what is done stays done"
+    )
     parser.add_argument("--check-only", action="store_true", help="only look whether the download is complete")
     parser.add_argument("--bag", type=Path, help="write a rosbag2 of --sequence here, and prepare nothing")
     parser.add_argument("--sequence", help="sequence of --bag, such as scene-0061, 08, 0001, 20180810_142822")
@@ -58,24 +61,34 @@ def run(args: argparse.Namespace, source: Source, *, known_counts: Mapping[str, 
     `known_counts`: frames that the splits of the full data set have; the published ones if None.
     """
     try:
-        if args.bag is not None:
-            return _write_bag(args, source)
-        if args.out is None and not args.check_only:
-            raise ValueError("--out: missing; where should the prepared data go?")
-        frames = checked_frames(source, partial=args.partial, list_in=args.out)
-        if args.check_only:
-            print(f"{source.root}: complete, {len(frames)} frames")
-            return 0
-        preparation = _prepare(args, source, frames)
+        return _run(args, source, KNOWN_COUNTS[source.dataset] if known_counts is None else known_counts)
     except (ValueError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return 1
-    known = KNOWN_COUNTS[source.dataset] if known_counts is None else known_counts
-    return _report(args, preparation, known)
+    except OSError as error:
+        print(f"{error.filename or args.out}: cannot be written or read: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what is done stays done, and the same command goes on from there", file=sys.stderr)
+        return INTERRUPTED
 
 
-def checked_frames(source: Source, *, partial: bool, list_in: Path | None = None) -> list[SourceFrame]:
-    """The frames of a download whose files are all there.
+def _run(args: argparse.Namespace, source: Source, known: Mapping[str, KnownCount]) -> int:
+    if args.bag is not None:
+        return _write_bag(args, source)
+    if args.out is None and not args.check_only:
+        raise ValueError("--out: missing; where should the prepared data go?")
+    frames = checked_frames(source, partial=args.partial, list_in=args.out)
+    if args.check_only:
+        print(f"{source.root}: complete, {len(frames)} frames")
+        return 0
+    return _report(args, _prepare(args, source, frames), known)
+
+
+def checked_frames(
+    source: Source, *, partial: bool, sequence: str | None = None, list_in: Path | None = None
+) -> list[SourceFrame]:
+    """The frames of a download, or of one sequence, whose files are all there.
 
     Raises IncompleteDownload if tables are missing, or files of frames unless `partial`; the whole list is written
     to `list_in`/missing_files.txt.
@@ -83,89 +96,79 @@ def checked_frames(source: Source, *, partial: bool, list_in: Path | None = None
     if not source.root.is_dir():
         raise ValueError(f"--root {source.root}: no such folder")
     tables = source.missing_tables()
-    frames = [] if tables else source.frames()
-    missing = tables or find_missing(source.root, (file for frame in frames for file in frame.files(source.variants)))
-    if missing and list_in is not None:
-        list_in.mkdir(parents=True, exist_ok=True)
-        write_text(list_in / MISSING_FILE_LIST, "\n".join(missing) + "\n")
+    with Console(stderr=True).status(f"reading which frames {source.root} has") as status:
+        frames = [] if tables else source.frames()
+        if sequence is not None and not tables:
+            frames = _of_sequence(source, frames, sequence)
+        status.update(f"looking for the files of {len(frames)} frames")
+        files = (file for frame in frames for file in frame.files(source.variants))
+        missing = tables or find_missing(source.root, files)
+    if list_in is not None:
+        _write_missing(list_in, missing)
     if tables or (missing and not partial):
-        raise IncompleteDownload(source.root, missing)
+        hint = "docs/datasets.md shows how they should lie" + ("" if partial else "; --partial takes what is there")
+        raise IncompleteDownload(source.root, missing, hint=hint)
     lost = set(missing)
     whole = [frame for frame in frames if lost.isdisjoint(frame.files(source.variants))]
     if not whole:
         raise ValueError(f"{source.root}: there is no complete frame here")
     if lost:
         print(f"{source.root}: {len(frames) - len(whole)} of {len(frames)} frames lack a file and are left out")
+    # What these two would stumble over is better known before an hour's work than after it.
     source.raw_classes()
+    count_splits(source.dataset, dict.fromkeys(source.sequences(), 0))
     return whole
+
+
+def _of_sequence(source: Source, frames: Sequence[SourceFrame], sequence: str) -> list[SourceFrame]:
+    chosen = [frame for frame in frames if frame.sequence == sequence]
+    if not chosen:
+        names = ", ".join(known.name for known in source.sequences())
+        raise ValueError(f"--sequence: expected one of {names}, got {sequence!r}")
+    return chosen
+
+
+def _write_missing(folder: Path, missing: Sequence[str]) -> None:
+    """The list of an earlier run goes away once nothing is missing."""
+    path = folder / MISSING_FILE_LIST
+    if missing:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, "\n".join(missing) + "\n")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _prepare(args: argparse.Namespace, source: Source, frames: Sequence[SourceFrame]) -> Preparation:
     args.out.mkdir(parents=True, exist_ok=True)
+    steps: list[int] = []  # the first one: frames that were done before
     with _bar() as bar:
         task = bar.add_task(f"preparing {source.dataset}", total=len(frames))
-        return prepare_frames(
+
+        def progress(num_frames: int) -> None:
+            steps.append(num_frames)
+            bar.advance(task, num_frames)
+
+        preparation = prepare_frames(
             source,
             frames,
             args.out,
             scope=args.points,
             workers=args.workers,
             overwrite=args.overwrite,
-            progress=lambda num_frames: bar.advance(task, num_frames),
+            moved=args.moved,
+            progress=progress,
         )
+    if steps[0]:
+        print(f"{args.out}: {steps[0]} of {len(frames)} frames were done before (--overwrite does them again)")
+    return preparation
 
 
 def _report(args: argparse.Namespace, preparation: Preparation, known: Mapping[str, KnownCount]) -> int:
     """Print and write what was made and how it compares; 1 if something is wrong."""
-    dataset = preparation.header.dataset
-    counts = count_splits(dataset, preparation.frames_of)
-    errors, warnings = ([], []) if args.partial else compare_counts(counts, known)
-    weights = [_weights(preparation, published) for published in PUBLISHED_WEIGHTS if published.dataset == dataset]
-    if not args.partial and _is_papers(preparation):
-        warnings += [sentence for entry in weights for sentence in entry["differences"]]
-    report = {
-        "dataset": dataset,
-        "frames": sum(preparation.frames_of.values()),
-        "splits": counts,
-        "class_weights": weights,
-        "errors": errors,
-        "warnings": warnings,
-        "damaged": preparation.damaged,
-        "frames_without_visible_points": preparation.empty,
-    }
+    report = make_report(preparation, known=known, whole=not args.partial)
     write_text(args.out / REPORT_FILE, json.dumps(report, indent=1) + "\n")
     _print_report(report, args.out)
-    return 1 if errors or preparation.damaged else 0
-
-
-def _is_papers(preparation: Preparation) -> bool:
-    """Points were counted as the published class weights were: those that the papers' one camera sees."""
-    return preparation.header.points == "visible" and len(preparation.header.cameras) == 1
-
-
-def _weights(preparation: Preparation, published: PublishedWeights) -> dict[str, Any]:
-    """Points and weights of the classes over the splits that the published weights were counted over."""
-    merge = find_merge(published.dataset, published.label_space)
-    table = merge_table(merge, preparation.header.raw_classes, where=published.dataset)
-    space = merge.label_space
-    rules = [split_rule(published.dataset, split) for split in published.splits.split("+")]
-    chosen = [sequence for sequence in preparation.histograms if any(rule(sequence) for rule in rules)]
-    points = sum(
-        (
-            merge_raw_histogram(preparation.histograms[sequence], table, num_classes=space.num_classes)
-            for sequence in chosen
-        ),
-        start=merge_raw_histogram({}, table, num_classes=space.num_classes),
-    )
-    rows = zip(space.class_names, points.tolist(), class_weights(points).tolist(), published.weights, strict=True)
-    return {
-        "splits": published.splits,
-        "classes": [
-            {"name": name, "points": count, "weight": round(weight, 4) if count else None, "published": expected}
-            for name, count, weight, expected in rows
-        ],
-        "differences": compare_weights(points, published, class_names=space.class_names),
-    }
+    return 1 if report["errors"] or preparation.damaged else 0
 
 
 def _print_report(report: Mapping[str, Any], out: Path) -> None:
@@ -183,18 +186,23 @@ def _print_report(report: Mapping[str, Any], out: Path) -> None:
             print(f"{what[:-1]}: {sentence}", file=sys.stderr)
     if report["damaged"]:
         print(f"{len(report['damaged'])} frames were left out because of damaged files:", file=sys.stderr)
-        for sentence in report["damaged"]:
-            print(f"  {sentence}", file=sys.stderr)
+        _print_damaged(Counter(report["damaged"]), out)
+
+
+def _print_damaged(sentences: Mapping[str, int], out: Path) -> None:
+    """Each sentence once, with the number of its frames: a damaged table spoils a whole sequence."""
+    for sentence, num_frames in islice(sentences.items(), _SENTENCES_SHOWN):
+        print(f"  {sentence}{f' ({num_frames} frames)' if num_frames > 1 else ''}", file=sys.stderr)
+    hidden = len(sentences) - _SENTENCES_SHOWN
+    if hidden > 0:
+        print(f"  and {hidden} more; {out / REPORT_FILE} has them all", file=sys.stderr)
 
 
 def _write_bag(args: argparse.Namespace, source: Source) -> int:
     """A rosbag2 of one sequence: whole sweeps, the chosen cameras, ground truth."""
     if args.sequence is None:
         raise ValueError("--bag: which --sequence?")
-    frames = [frame for frame in checked_frames(source, partial=args.partial) if frame.sequence == args.sequence]
-    if not frames:
-        names = ", ".join(sequence.name for sequence in source.sequences())
-        raise ValueError(f"--sequence: expected one of {names}, got {args.sequence!r}")
+    frames = checked_frames(source, partial=args.partial, sequence=args.sequence)
     if len(frames[0].cameras) != len(source.cameras):
         raise ValueError(f"--bag: {source.dataset} has each camera's sweeps apart, so one of --cameras at a time")
     merge = find_merge(source.dataset, args.label_space)

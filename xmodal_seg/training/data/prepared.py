@@ -17,7 +17,7 @@ of a point is not stored but computed by `geometry.project_frame` like on the ro
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -107,6 +107,18 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
     temporary = path.with_name(f".{path.name}.part")
     with temporary.open("wb") as file:
         np.save(file, array)
+    temporary.replace(path)
+
+
+def write_parts(path: Path, parts: Sequence[NDArray[Any]], *, dtype: np.dtype) -> None:
+    """As `write_array` of the joined (N,) parts, which are never joined in memory."""
+    shape = (sum(len(part) for part in parts),)
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in parts:
+            file.write(part.tobytes())
     temporary.replace(path)
 
 

@@ -144,12 +144,20 @@ class PreparedDataset:
             views.append(
                 CameraView(
                     name=self.header.cameras[position],
-                    image=read_image(self._image_root / path.format(variant=variant)),
+                    image=self._read_image(path.format(variant=variant)),
                     calibration=calibration,
                     stamp_ns=int(row["stamp_ns"]),
                 )
             )
         return tuple(views)
+
+    def _read_image(self, path: str) -> NDArray[np.uint8]:
+        if not self._image_root.is_dir():
+            raise ValueError(
+                f"{self.folder}: its images were in {self._image_root}, which is gone; "
+                "prepare it again with the new --root and --moved"
+            )
+        return read_image(self._image_root / path)
 
     @cached_property
     def _frames(self) -> NDArray[Any]:

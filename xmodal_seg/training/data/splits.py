@@ -96,7 +96,10 @@ _NOTHING: frozenset[int] = frozenset()
 
 
 def _scene_number(sequence: SequenceInfo) -> int:
-    return int(sequence.name.removeprefix("scene-"))
+    digits = sequence.name.removeprefix("scene-")
+    if not digits.isdigit():
+        raise ValueError(f"expected a scene of nuScenes such as scene-0061, got {sequence.name!r}")
+    return int(digits)
 
 
 def _is_usa(sequence: SequenceInfo) -> bool:
