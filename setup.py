@@ -44,7 +44,8 @@ EXTRAS = {
     "sim": ["embreex>=2.17.7.post5", "pillow>=9.5"],
     "train": ["lightning-fabric>=2.3", "torchmetrics>=1.4", "tensorboard>=2.15"],
     "radio": ["einops>=0.7"],
-    "viz": ["rerun-sdk>=0.20"],
+    "sun": ["astral>=3.2"],  # the sun's elevation as a prior of the lighting estimate
+    "viz": ["rerun-sdk>=0.24"],
     # pytest 9 breaks ROS's launch_testing plugin, which every sourced ROS environment loads.
     "test": ["pytest>=7.4,<9", "hypothesis>=6.90"],
     "dev": ["pytest>=7.4,<9", "hypothesis>=6.90", "ruff>=0.6", "mypy>=1.10", "types-PyYAML", "psutil>=5.9", "uv>=0.5"],
@@ -77,6 +78,7 @@ setup(
     entry_points={
         "console_scripts": [
             "segmentation_node = xmodal_seg.nodes.entry:segmentation_node",
+            "lighting_node = xmodal_seg.nodes.entry:lighting_node",
             "play_bag_node = xmodal_seg.nodes.entry:play_bag_node",
             "xmodal-seg = xmodal_seg.commands.main:main",
         ],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start the segmentation node on a robot's own topics: `ros2 launch xmodal_seg seg.launch.py --show-args`."""
+"""Start segmentation and lighting on a robot's own topics: `ros2 launch xmodal_seg seg.launch.py --show-args`."""
 
 import os
 from pathlib import Path
@@ -29,6 +29,12 @@ ARGUMENTS = {
     "calibration_file": ("", "YAML with camera poses (and intrinsics) where transforms or CameraInfo are missing"),
     "checkpoint": ("", "checkpoint folder; else the shipped one"),
     "device": ("", "auto, cpu, cuda or cuda:N"),
+    "lighting": ("true", "also start the lighting node, whose estimates choose the weight bank"),
+    "lighting_params_file": (
+        str(SHARE / "config/nodes/lighting_node.param.yaml"),
+        "parameter file of the lighting node",
+    ),
+    "lighting_coefficients": ("", "YAML of `xmodal-seg calibrate-lighting`; else the ones shipped with the package"),
     "use_sim_time": ("false", "true when a bag is played with --clock"),
     "namespace": ("", "namespace of the node and of its relative topics"),
     "autostart": ("true", "configure and activate at once; false for a lifecycle manager"),
@@ -38,6 +44,8 @@ ARGUMENTS = {
         "also start RViz with cloud and overlay (it has no display for diagnostics: see rqt_robot_monitor, Foxglove)",
     ),
 }
+# What the lighting node has as well, under the same name.
+SHARED = ("cameras", "image_topics", "image_transport", "points_topic", "reliability", "use_sim_time", "autostart")
 LISTS = ("cameras", "image_topics", "camera_info_topics", "camera_frames")
 STRINGS = ("image_transport", "points_topic", "reliability", "lidar_frame", "calibration_file", "checkpoint", "device")
 NUMBERS = ("intensity_min", "intensity_max")
@@ -54,7 +62,7 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def make_nodes(context: LaunchContext) -> list:
-    """The node with the parameters that were given, and RViz if asked for."""
+    """The nodes with the parameters that were given, and RViz if asked for."""
     values = {name: context.perform_substitution(LaunchConfiguration(name)) for name in ARGUMENTS}
     node = Node(
         package="xmodal_seg",
@@ -66,6 +74,16 @@ def make_nodes(context: LaunchContext) -> list:
         output="screen",
         on_exit=Shutdown(reason="the segmentation node has ended"),
     )
+    lighting = Node(
+        package="xmodal_seg",
+        executable="lighting_node",
+        name="lighting",
+        namespace=values["namespace"],
+        parameters=[values["lighting_params_file"], lighting_overrides(values)],
+        arguments=["--ros-args", "--log-level", values["log_level"]],
+        output="screen",
+        condition=IfCondition(values["lighting"]),
+    )
     rviz = Node(
         package="rviz2",
         executable="rviz2",
@@ -74,7 +92,7 @@ def make_nodes(context: LaunchContext) -> list:
         parameters=[{"use_sim_time": to_bool("use_sim_time", values["use_sim_time"])}],
         condition=IfCondition(values["rviz"]),
     )
-    return [*large_message_transport(), node, rviz]
+    return [*large_message_transport(), node, lighting, rviz]
 
 
 def parameter_overrides(values: dict[str, str]) -> dict[str, object]:
@@ -85,6 +103,14 @@ def parameter_overrides(values: dict[str, str]) -> dict[str, object]:
     overrides |= {name: split(values[name]) for name in LISTS if values[name]}
     if values["cameras"] == "none":
         overrides["cameras"] = [""]  # a ROS parameter list cannot be empty without losing its type
+    return overrides
+
+
+def lighting_overrides(values: dict[str, str]) -> dict[str, object]:
+    """The same for the lighting node, which stands on the same topics."""
+    overrides = {name: value for name, value in parameter_overrides(values).items() if name in SHARED}
+    if values["lighting_coefficients"]:
+        overrides["coefficients"] = values["lighting_coefficients"]
     return overrides
 
 

@@ -21,7 +21,7 @@ from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import CameraInfo, Image, PointCloud2, PointField
 
-from xmodal_seg.checkpoint import save_checkpoint
+from xmodal_seg.checkpoint import bank_state, save_checkpoint
 from xmodal_seg.config import (
     FusionSettings,
     HeadSettings,
@@ -46,8 +46,14 @@ _TINY_VIT = ImageBackboneSettings(
 def save_tiny_checkpoint(folder: Path, *, with_3d: bool = True) -> Path:
     """A model of all parts that takes milliseconds; without its 3D parts it keeps up with 120,000 points at 10 Hz."""
     torch.manual_seed(5)
+    settings = _tiny_settings(with_3d=with_3d)
+    save_checkpoint(folder, SegmentationModel(settings=settings), label_space=NUSCENES_6, metadata={"trained": True})
+    return folder
+
+
+def _tiny_settings(*, with_3d: bool = True) -> ModelSettings:
     heads = HeadSettings() if with_3d else HeadSettings(main=("2d",), mimic=(), ensemble=("2d",))
-    settings = ModelSettings(
+    return ModelSettings(
         num_classes=NUSCENES_6.num_classes,
         preprocess=PreprocessSettings(voxel_size=0.5, image_size=(32, 48)),
         image_backbone=_TINY_VIT,
@@ -55,7 +61,15 @@ def save_tiny_checkpoint(folder: Path, *, with_3d: bool = True) -> Path:
         fusion=FusionSettings(kind="mlp" if with_3d else "none", hidden=8),
         heads=heads,
     )
-    save_checkpoint(folder, SegmentationModel(settings=settings), label_space=NUSCENES_6, metadata={"trained": True})
+
+
+def save_two_bank_checkpoint(folder: Path) -> Path:
+    """The same with the banks day, served first, and night, whose weights differ."""
+    torch.manual_seed(5)
+    model = SegmentationModel(settings=_tiny_settings())
+    day = bank_state(model)
+    night = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in day.items()}
+    save_checkpoint(folder, model, label_space=NUSCENES_6, banks={"day": day, "night": night}, default_bank="day")
     return folder
 
 

@@ -22,6 +22,7 @@ from xmodal_seg.messages import (
     decode_cloud,
     decode_cloud_labels,
     decode_image,
+    decode_small_image,
     labelled_points_array,
     stamp_ns,
     transform_matrix,
@@ -453,6 +454,26 @@ def _png_that_claims(width: int, height: int) -> bytes:
     data = bytearray(compressed(".png", RGB, "png").data)
     data[16:24] = struct.pack(">II", width, height)
     return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((600, 802), (150, 201)), ((300, 402), (150, 201)), ((90, 131), (90, 131)), ((700, 90), (700, 90))],
+)
+def test_a_large_jpeg_is_decoded_small(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    pixels = np.full((*size, 3), (200, 90, 30), np.uint8)  # BGR
+    small = decode_small_image(compressed(".jpg", pixels, "jpeg"))
+    assert small.shape == (*expected, 3)
+    np.testing.assert_allclose(small.mean(axis=(0, 1)), (30, 90, 200), atol=3)
+
+
+def test_what_cannot_shrink_is_decoded_as_ever() -> None:
+    raw = image_message(*("rgb8", RGB))
+    np.testing.assert_array_equal(decode_small_image(raw), decode_image(raw))
+    mosaic = compressed(".png", np.full((620, 640), 77, np.uint8), "bayer_rggb8; png compressed ")
+    assert decode_small_image(mosaic).shape == (620, 640, 3)
+    with pytest.raises(ValueError, match="expected a JPEG or PNG"):
+        decode_small_image(SimpleNamespace(format="jpeg", data=message_data(b"nonsense")))
 
 
 JPEG = bytes(compressed(".jpg", RGB, "jpeg").data)

@@ -13,6 +13,7 @@ import torch
 import yaml
 from tiny_world import SHIFT, tiny_values, tiny_vfm, write_tiny_world
 
+from xmodal_seg.checkpoint import load_checkpoint
 from xmodal_seg.training.recipe import Recipe, compose
 from xmodal_seg.training.run import make_run_pseudo_labels
 from xmodal_seg.training.table_runs import FIRST_STAGE
@@ -23,6 +24,7 @@ sys.path.insert(0, str(PROGRAMS))
 
 import evaluate
 import make_pseudo_labels
+import merge_banks
 import reproduce_table
 import train
 
@@ -93,6 +95,30 @@ def test_evaluate_prints_and_pseudo_labels_are_made(
     assert "best_single" in capsys.readouterr().out
     assert make_pseudo_labels.main([str(world / "runs" / "ours"), "--out", str(world / "pl")]) == 0
     assert "points kept: ensemble" in capsys.readouterr().out
+
+
+def test_runs_become_the_banks_of_one_checkpoint(
+    world: Path, first_stages: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method in ("ours", "ours_lambda_0", "xmuda"):
+        assert call_train(world, method, "--test") == 0
+    runs, out = world / "runs", world / "merged"
+    banks = ["--bank", f"day={runs / 'ours'}", "--bank", f"night={runs / 'ours_lambda_0'}"]
+    assert merge_banks.main([*banks, "--out", str(out)]) == 0
+    merged = load_checkpoint(out)
+    assert list(merged.banks) == ["day", "night"]
+    assert merged.default_bank == "day"
+    assert merged.metadata["banks"]["night"]["guidance"] == 0.0
+    for bank, run in (("day", "ours"), ("night", "ours_lambda_0")):
+        alone = load_checkpoint(runs / run / "last").bank()
+        assert all(torch.equal(merged.bank(bank)[name], tensor) for name, tensor in alone.items())
+    capsys.readouterr()
+    assert merge_banks.main(["--bank", f"day={runs / 'ours'}", "--bank", f"x={runs / 'xmuda'}", "--out", str(out)]) == 1
+    assert "its networks are not those of" in capsys.readouterr().err
+    assert merge_banks.main(["--bank", f"day={world}", "--out", str(out)]) == 1
+    assert "results.json is missing" in capsys.readouterr().err
+    assert merge_banks.main(["--bank", "day", "--out", str(out)]) == 1
+    assert "expected NAME=RUN, got 'day'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

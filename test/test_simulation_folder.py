@@ -11,6 +11,8 @@ import pytest
 
 pytest.importorskip("embreex", reason="needs the extra 'sim'")
 
+from xmodal_seg.bag_files import open_bag
+from xmodal_seg.bag_topics import read_conditions
 from xmodal_seg.bags import read_frames
 from xmodal_seg.commands import simulate
 from xmodal_seg.commands.main import main as xmodal_seg
@@ -127,6 +129,10 @@ def test_command_writes_a_bag_with_ground_truth(tmp_path: Path, capsys: pytest.C
         calibration, expected = frame.cameras[0].calibration, sample.frame.cameras[0].calibration
         assert np.allclose(calibration.camera_T_lidar, expected.camera_T_lidar, atol=1e-6)
         assert np.allclose(calibration.camera_matrix, expected.camera_matrix)
+    with open_bag(out) as bag:
+        conditions = read_conditions(bag)
+    samples = drive_samples(SETTINGS)
+    assert [conditions.at(frame.stamp_ns) for frame in frames] == [sample.light.condition for sample in samples]
 
 
 def test_command_lists_names(capsys: pytest.CaptureFixture[str]) -> None:

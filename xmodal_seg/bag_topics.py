@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from bisect import bisect_right
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from xmodal_seg.bag_files import Bag, Topic
-from xmodal_seg.bag_writing import GROUND_TRUTH_TOPIC, label_info_topic
+from xmodal_seg.bag_writing import CONDITION_TOPIC, GROUND_TRUTH_TOPIC, label_info_topic
 from xmodal_seg.labels import LabelSpace
 from xmodal_seg.messages import decode_cloud
 
@@ -16,6 +17,8 @@ POINTS_TYPE = "sensor_msgs/msg/PointCloud2"
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 INFO_TYPE = "sensor_msgs/msg/CameraInfo"
 TF_TYPE = "tf2_msgs/msg/TFMessage"
+TEXT_TYPE = "std_msgs/msg/String"
+CONDITIONS = ("day", "twilight", "night")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,7 @@ def intensity_range_of(bag: Bag, points_topic: str) -> tuple[float, float]:
 def read_label_space(bag: Bag, cloud_topic: str) -> LabelSpace | None:
     """The classes written beside a label cloud by `write_bag`; None where there are none."""
     topic = label_info_topic(cloud_topic)
-    if topic not in bag.topics or bag.topics[topic].msgtype != "std_msgs/msg/String":
+    if topic not in bag.topics or bag.topics[topic].msgtype != TEXT_TYPE:
         return None
     for message in bag.messages([topic]):
         values = json.loads(message.decode().data)
@@ -90,6 +93,35 @@ def read_label_space(bag: Bag, cloud_topic: str) -> LabelSpace | None:
             colours=tuple(tuple(entry["colour"]) for entry in classes),
         )
     return None
+
+
+class Conditions:
+    """The true condition along a bag, as CONDITION_TOPIC states it; each message holds until the next."""
+
+    def __init__(self, changes: Sequence[tuple[int, str]]) -> None:
+        """`changes`: (recorded ns, condition) in order. Raises ValueError for a word that is no condition."""
+        for stamp_ns, condition in changes:
+            if condition not in CONDITIONS:
+                raise ValueError(
+                    f"{CONDITION_TOPIC} at {stamp_ns / 1e9:.3f} s: expected one of {', '.join(CONDITIONS)}, "
+                    f"got {condition!r}"
+                )
+        self._stamps_ns = [stamp_ns for stamp_ns, _ in changes]
+        self._conditions = [condition for _, condition in changes]
+
+    def at(self, stamp_ns: int) -> str | None:
+        """The condition at `stamp_ns`; that of the first message before it; None where the bag states none."""
+        if not self._stamps_ns:
+            return None
+        return self._conditions[max(bisect_right(self._stamps_ns, stamp_ns) - 1, 0)]
+
+
+def read_conditions(bag: Bag) -> Conditions:
+    """What the bag states on CONDITION_TOPIC, if anything. Raises ValueError for a topic of another type or word."""
+    if CONDITION_TOPIC not in bag.topics:
+        return Conditions([])
+    bag.require(CONDITION_TOPIC, [TEXT_TYPE])
+    return Conditions([(message.stamp_ns, message.decode().data) for message in bag.messages([CONDITION_TOPIC])])
 
 
 def find_points(bag: Bag) -> str:

@@ -22,6 +22,7 @@ from xmodal_seg.transforms import pose_from_matrix
 ImageFormat = Literal["jpeg", "png"]
 
 GROUND_TRUTH_TOPIC = "/ground_truth/points"
+CONDITION_TOPIC = "/ground_truth/condition"  # std_msgs/String: day, twilight or night, from its moment on
 LABELLED_TOPIC = "/xmodal_seg/points"
 JPEG_QUALITY = 92
 
@@ -40,13 +41,15 @@ def write_bag(
     image_format: ImageFormat = "jpeg",
     storage: Storage = "mcap",
     overwrite: bool = False,
+    condition_of: Callable[[Frame], str] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> int:
     """Write frames as a robot would have recorded them; returns their number. The bag appears when it is complete.
 
     Per frame: PointCloud2 (x y z, intensity if known), for each camera `<camera_topic>/compressed` and `camera_info`
     beside it, /tf_static when a camera is new or its place has changed, and on `label_topic` the ground truth, if the
-    frame has labels, as a cloud with a uint8 `label` (UNLABELED where unknown).
+    frame has labels, as a cloud with a uint8 `label` (UNLABELED where unknown). With `condition_of` also the frame's
+    condition on CONDITION_TOPIC.
 
     Args:
         camera_topic: image topic with {camera} for the camera's name, without `/compressed`.
@@ -72,6 +75,9 @@ def write_bag(
             bag.write(points_topic, frame.stamp_ns, points_message(frame, frame_id))
             if label_topic is not None and frame.labels is not None:
                 bag.write(label_topic, frame.stamp_ns, ground_truth_message(frame, frame_id))
+            if condition_of is not None:
+                text = _type("std_msgs/msg/String")(data=condition_of(frame))
+                bag.write(CONDITION_TOPIC, frame.stamp_ns, text)
             for view in frame.cameras:
                 cameras.write(view)
             if progress is not None:

@@ -136,7 +136,7 @@ class _FrameReader:
             for transform in decoded.transforms:
                 self._transforms.add_message(transform, static=True)
         elif message.topic == self._topics.labels:
-            self._labels[stamp_ns(decoded)] = _train_ids(decoded)
+            self._labels[stamp_ns(decoded)] = _train_ids(decoded, message.topic)
         elif message.topic in self._images:
             return self._pairing.add_image(self._images[message.topic], stamp_ns(decoded), decoded, now_ns=now_ns)
         elif message.topic in self._infos:
@@ -206,6 +206,9 @@ def _static_topics(bag: Bag) -> list[str]:
     return [topic.name for topic in bag.topics.values() if topic.msgtype == TF_TYPE and "static" in topic.name]
 
 
-def _train_ids(message: Any) -> NDArray[np.int64]:
-    labels = decode_cloud_labels(message)
+def _train_ids(message: Any, topic: str) -> NDArray[np.int64]:
+    try:
+        labels = decode_cloud_labels(message)
+    except ValueError as error:
+        raise ValueError(f"{topic}: {error}") from error
     return np.where(labels == UNLABELED, IGNORE_INDEX, labels)

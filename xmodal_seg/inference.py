@@ -29,6 +29,7 @@ from xmodal_seg.tensor_files import check_finite, copy_tensors
 
 SHIPPED_CHECKPOINT = Path(__file__).parent / "assets" / "checkpoint"
 _UNTRAINED_SEED = 0
+_LEAST_PROBABILITY = 1e-6  # of the best class, which softmax never goes below; an all-zero row: nothing is said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,8 @@ class Segmenter:
         self._versions = dict.fromkeys(self._models, model_version)
         for each in self._models.values():
             each.to(device).eval()
+        # Gathered once: to go through a whole model takes longer than to copy what adapts.
+        self._tensors = {name: bank_state(each) for name, each in self._models.items()}
         self._device = device
         self._settings = model.settings.preprocess.model_copy(update={"point_scope": point_scope})
 
@@ -163,7 +166,7 @@ class Segmenter:
         Raises ValueError, and leaves the bank as it is, for an unknown name, and for tensors that the model does not
         have, of another form or with values that are not finite.
         """
-        target = bank_state(self._models[self._known(name)])
+        target = self._tensors[self._known(name)]
         where = f"bank {name!r}, version {model_version}"
         check_finite(state, where=where)
         copy_tensors(state, {key: target[key] for key in target.keys() & state.keys()}, where=where)
@@ -234,6 +237,7 @@ class Segmenter:
         for model in self._models.values():
             model.to("cpu")
         self._models.clear()
+        self._tensors.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -284,9 +288,10 @@ def decide(
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Argmax of the ensemble, put back at every point's own place in the frame."""
     probability, labels = most_probable(predictions.ensemble())
-    unsaid = (probability < threshold) | (probability == 0)  # an all-zero row: the model says nothing about the point
-    probability.masked_fill_(unsaid, 0.0)
-    labels.masked_fill_(unsaid, UNLABELED)
+    unsaid = probability < max(threshold, _LEAST_PROBABILITY)
+    if bool(unsaid.any()):
+        probability.masked_fill_(unsaid, 0.0)
+        labels.masked_fill_(unsaid, UNLABELED)
     if batch.num_points != num_points:  # some points of the frame are not in the batch
         labels = labels.new_full((num_points,), UNLABELED).index_copy_(0, batch.point_index, labels)
         probability = probability.new_zeros(num_points).index_copy_(0, batch.point_index, probability)

@@ -182,13 +182,20 @@ class Predictions:
         A model without a 3D main head says nothing about such points: their row is all zero.
         """
         heads = [self.main[head] for head in self.ensemble_heads]
-        seen = self.visible.nonzero().squeeze(1)
+        seen = true_rows(self.visible)
         if len(seen) == len(self.visible):
             return sum_of_softmax(heads) / len(heads)
         blind = self.main.get("3d")
         probs = torch.zeros_like(heads[0], dtype=torch.float32) if blind is None else sum_of_softmax([blind])
         spoken = sum_of_softmax([head.t().index_select(1, seen).t() for head in heads]) / len(heads)
         return probs.t().index_copy(1, seen, spoken.t()).t()
+
+
+def true_rows(mask: torch.Tensor) -> torch.Tensor:
+    """(P,) bool -> int64 rows that are true; torch's own search takes four times NumPy's time on a CPU."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.nonzero().squeeze(1)
 
 
 def sum_of_softmax(logits: Sequence[torch.Tensor]) -> torch.Tensor:

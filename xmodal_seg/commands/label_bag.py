@@ -7,10 +7,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xmodal_seg.commands.bag_arguments import add_bag_arguments, frames_of, topic_choice
 from xmodal_seg.commands.environment import versions
 
 if TYPE_CHECKING:
@@ -24,21 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the results go")
     parser.add_argument("--checkpoint", metavar="FOLDER", help="default: the one shipped with the package")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    parser.add_argument("--points-topic", help="default: the one PointCloud2 topic without labels")
-    parser.add_argument(
-        "--cameras", nargs="*", metavar="CAMERA", help="names or image topics (default: all; none: LiDAR alone)"
-    )
-    parser.add_argument("--label-topic", help="ground truth (default: /ground_truth/points if the bag has it)")
-    parser.add_argument(
-        "--rectified", choices=["auto", "yes", "no"], default="auto", help="auto: topics image_rect* are rectified"
-    )
-    parser.add_argument(
-        "--intensity-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="default: 0 1 or 0 255, as it fits"
-    )
-    parser.add_argument(
-        "--tolerance-ms", type=float, default=60.0, help="of image and sweep stamps (default: %(default)s)"
-    )
-    parser.add_argument("--calibration-file", help="YAML with camera_T_lidar by frame_id, instead of transforms")
+    add_bag_arguments(parser)
     parser.add_argument(
         "--point-scope", choices=["all", "visible"], default="all", help="visible: only points that a camera sees"
     )
@@ -58,15 +45,9 @@ def run(arguments: argparse.Namespace) -> int:
     from xmodal_seg.inference import Segmenter
 
     out = Path(arguments.out)
-    choice = {
-        "points_topic": arguments.points_topic,
-        "cameras": arguments.cameras,
-        "rectified": {"auto": None, "yes": True, "no": False}[arguments.rectified],
-        "label_topic": arguments.label_topic,
-    }
     if (out / "output").exists() and not arguments.overwrite:
         raise ValueError(f"{out / 'output'} exists already; choose another --out or give --overwrite")
-    num_sweeps, truth_space = _look_into(arguments.bag, choice)
+    num_sweeps, truth_space = _look_into(arguments)
     segmenter = Segmenter.load(arguments.checkpoint, device=arguments.device, point_scope=arguments.point_scope)
     print(segmenter.description)
     if not segmenter.trained:
@@ -74,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     report = LabelReport(
         label_space=segmenter.label_space, truth_space=truth_space, trained=segmenter.trained, shown=num_sweeps // 2
     )
-    times_ms = _label(arguments, choice, segmenter, report, out=out, num_sweeps=num_sweeps)
+    times_ms = _label(arguments, segmenter, report, out=out, num_sweeps=num_sweeps)
     details = {
         "bag": str(arguments.bag),
         "checkpoint": {"version": segmenter.model_version, "trained": segmenter.trained, "bank": segmenter.bank},
@@ -87,13 +68,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _look_into(bag_path: str, choice: dict[str, Any]) -> tuple[int, LabelSpace | None]:
+def _look_into(arguments: argparse.Namespace) -> tuple[int, LabelSpace | None]:
     """Number of sweeps and the classes of the ground truth, None where there is none; prints the topics."""
     from xmodal_seg.bag_topics import find_topics, read_label_space
     from xmodal_seg.bags import open_bag
 
-    with open_bag(bag_path) as bag:
-        topics = find_topics(bag, **choice)
+    with open_bag(arguments.bag) as bag:
+        topics = find_topics(bag, **topic_choice(arguments))
         print(f"points {topics.points}; cameras {', '.join(camera.image for camera in topics.cameras) or 'none'}")
         truth_space = read_label_space(bag, topics.labels) if topics.labels is not None else None
         return bag.topics[topics.points].num_messages, truth_space
@@ -101,7 +82,6 @@ def _look_into(bag_path: str, choice: dict[str, Any]) -> tuple[int, LabelSpace |
 
 def _label(
     arguments: argparse.Namespace,
-    choice: dict[str, Any],
     segmenter: Segmenter,
     report: LabelReport,
     *,
@@ -112,19 +92,11 @@ def _label(
     from rich.progress import track
 
     from xmodal_seg.bag_writing import LABELLED_TOPIC, labelled_message, write_label_space
-    from xmodal_seg.bags import BagWriter, read_frames
-    from xmodal_seg.calibration_file import load_calibration_file
+    from xmodal_seg.bags import BagWriter
 
-    frames = read_frames(
-        arguments.bag,
-        **choice,
-        intensity_range=tuple(arguments.intensity_range) if arguments.intensity_range else None,
-        tolerance_s=arguments.tolerance_ms / 1e3,
-        calibration_file=load_calibration_file(arguments.calibration_file) if arguments.calibration_file else None,
-    )
     times_ms: dict[str, list[float]] = {}
     with BagWriter(out / "output", storage=arguments.storage, overwrite=arguments.overwrite) as writer:
-        for number, frame in enumerate(track(frames, description="labelling", total=num_sweeps)):
+        for number, frame in enumerate(track(frames_of(arguments), description="labelling", total=num_sweeps)):
             labelled = segmenter.predict(frame, min_probability=arguments.min_probability)
             if number == 0:
                 write_label_space(writer, LABELLED_TOPIC, segmenter.label_space, frame.stamp_ns)

@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument(
         "--bag",
         metavar="FOLDER",
-        help="a rosbag2 (mcap): /points, /<camera>/image/compressed, /<camera>/camera_info, /tf_static and "
-        "/ground_truth/points with a uint8 label",
+        help="a rosbag2 (mcap): /points, /<camera>/image/compressed, /<camera>/camera_info, /tf_static, "
+        "/ground_truth/points with a uint8 label and /ground_truth/condition",
     )
     out.add_argument("--contact-sheet", metavar="FILE", help="a PNG of places, lights, weathers and rigs; nothing else")
     out.add_argument("--list", action="store_true", help="print the names of places, rigs, lights and weathers")
@@ -129,13 +129,20 @@ def _write_folder(arguments: argparse.Namespace) -> None:
 
 def _write_bag(arguments: argparse.Namespace) -> None:
     from xmodal_seg.bags import write_bag
+    from xmodal_seg.simulation.drive import FIRST_STAMP_NS
     from xmodal_seg.simulation.parallel import rendered
     from xmodal_seg.simulation.raw_classes import label_space_named
 
     settings, label_space = settings_of(arguments), label_space_named(arguments.label_space)
     samples = rendered(settings, label_space=label_space, jobs=arguments.jobs)
     frames = (sample.frame for sample in _tracked(samples, settings.num_frames))
-    number = write_bag(arguments.bag, frames, label_space=label_space, overwrite=arguments.overwrite)
+    number = write_bag(
+        arguments.bag,
+        frames,
+        label_space=label_space,
+        overwrite=arguments.overwrite,
+        condition_of=lambda frame: settings.light.at((frame.stamp_ns - FIRST_STAMP_NS) / 1e9).condition,
+    )
     print(f"{arguments.bag}: {number} frames")
 
 

@@ -19,7 +19,7 @@ from xmodal_seg.messages.clouds import (
     labelled_points_array,
 )
 from xmodal_seg.messages.headers import check_same_frame, stamp_ns, transform_matrix
-from xmodal_seg.messages.images import IMAGE_ENCODINGS, decode_image
+from xmodal_seg.messages.images import IMAGE_ENCODINGS, decode_image, decode_small_image
 
 __all__ = [
     "IMAGE_ENCODINGS",
@@ -33,6 +33,7 @@ __all__ = [
     "decode_cloud",
     "decode_cloud_labels",
     "decode_image",
+    "decode_small_image",
     "labelled_points_array",
     "stamp_ns",
     "transform_matrix",

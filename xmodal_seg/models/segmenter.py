@@ -16,7 +16,7 @@ from xmodal_seg.models.image_unet import ImageUNet
 from xmodal_seg.models.lifting import lift
 from xmodal_seg.models.point_backbone import PointBackbone
 from xmodal_seg.models.radio import Radio
-from xmodal_seg.structures import Batch, Head, Predictions
+from xmodal_seg.structures import Batch, Head, Predictions, true_rows
 from xmodal_seg.voxels import gather_to_points
 
 ParameterGroup = Literal["image", "fusion", "point"]
@@ -78,7 +78,7 @@ class SegmentationModel(nn.Module):
             ValueError: `feats_2d` of the wrong shape, or a training batch with a single visible point where the model
                 normalises over points.
         """
-        visible = batch.visible.nonzero().squeeze(1)
+        visible = true_rows(batch.visible)
         feats: dict[Head, torch.Tensor] = {}
         if self.point_backbone is not None:
             feats["3d"] = self._point_feats(batch)
@@ -95,7 +95,7 @@ class SegmentationModel(nn.Module):
         `feature_map` (I, D, h, w) replaces running the image backbone on `batch.images` (a cache of maps).
         """
         assert self.image_backbone is not None, "a model without 2d and fused heads has no 2D features"
-        visible = batch.visible.nonzero().squeeze(1)
+        visible = true_rows(batch.visible)
         if visible.shape[0] == 0:
             return batch.images.new_zeros(0, self.image_backbone.out_channels)
         if feature_map is None:

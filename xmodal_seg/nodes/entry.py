@@ -15,6 +15,14 @@ def segmentation_node() -> int:
     return main()
 
 
+def lighting_node() -> int:
+    """`ros2 run xmodal_seg lighting_node`."""
+    _end_quietly_on_signal()
+    from xmodal_seg.nodes.lighting_node import main
+
+    return main()
+
+
 def play_bag_node() -> int:
     """`ros2 run xmodal_seg play_bag_node`."""
     _end_quietly_on_signal()

@@ -7,7 +7,6 @@ that a slow labeller misses nothing.
 
 from __future__ import annotations
 
-import struct
 import sys
 import threading
 import time
@@ -27,7 +26,7 @@ from xmodal_seg.bag_topics import find_points
 from xmodal_seg.config import Settings
 from xmodal_seg.nodes.bag_publishers import BagPublishers
 from xmodal_seg.nodes.parameters import declare_all
-from xmodal_seg.nodes.playback import Pace, Timeline
+from xmodal_seg.nodes.playback import Pace, Timeline, header_stamp_ns
 from xmodal_seg.nodes.runner import run_node
 
 _POLL_S = 0.05
@@ -137,7 +136,7 @@ class PlayBagNode(Node):
                 return
             self._tick(message.stamp_ns)
             if self._pace is not None and is_paced:
-                self._pace.sent(_header_stamp_ns(message.data))
+                self._pace.sent(header_stamp_ns(message.data))
             self._outputs.publish(message)
         self._wait_for_answer(timeline)
 
@@ -175,7 +174,7 @@ class PlayBagNode(Node):
 
     def _answered(self, data: bytes) -> None:
         assert self._pace is not None
-        self._pace.answered(_header_stamp_ns(data))
+        self._pace.answered(header_stamp_ns(data))
 
     def _tick(self, stamp_ns: int) -> None:
         if self._clock_publisher is not None:
@@ -192,13 +191,6 @@ def _check(bag: Bag, settings: PlayBagSettings, *, start_ns: int) -> None:
     if start_ns >= bag.end_ns:
         duration_s = (bag.end_ns - bag.start_ns) / 1e9
         raise ValueError(f"start_offset_s: {settings.start_offset_s:g} s is not within the bag's {duration_s:.3f} s")
-
-
-def _header_stamp_ns(data: bytes) -> int:
-    """Stamp of a serialised message that begins with a header: 4 bytes of CDR encoding, then sec and nanosec."""
-    order = "<" if data[1] & 1 else ">"
-    sec, nanosec = struct.unpack_from(f"{order}iI", data, 4)
-    return int(sec) * 1_000_000_000 + int(nanosec)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

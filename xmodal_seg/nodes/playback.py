@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -72,3 +73,10 @@ class Pace:
         with self._condition:
             self._cancelled = True
             self._condition.notify_all()
+
+
+def header_stamp_ns(data: bytes) -> int:
+    """Stamp of a serialised message that begins with a header: 4 bytes of CDR encoding, then sec and nanosec."""
+    order = "<" if data[1] & 1 else ">"
+    sec, nanosec = struct.unpack_from(f"{order}iI", data, 4)
+    return int(sec) * 1_000_000_000 + int(nanosec)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps what the segmentation node publishes, as raw bytes; for programs that watch it from outside."""
+"""Keeps what the segmentation node publishes, as raw bytes, and when; for programs that watch it from outside."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +15,13 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import PointCloud2
+from std_msgs.msg import Float32
 
 from xmodal_seg.bag_writing import LABELLED_TOPIC
+from xmodal_seg.nodes.playback import header_stamp_ns
 
 NODE_NAME = "xmodal_seg"
+AGE_TOPIC = f"/{NODE_NAME}/debug/pipeline_latency_ms"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +31,30 @@ class Status:
     level: int  # 0 OK, 1 WARN, 2 ERROR, 3 STALE
     message: str
     values: dict[str, str]
+    arrived_s: float = 0.0  # steady clock
 
 
 class Recorder:
-    """Serialised labelled clouds in order of arrival and diagnostics; made by `recording`."""
+    """Serialised labelled clouds in order of arrival and diagnostics; made by `recording`.
 
-    def __init__(self, *, context: Context) -> None:
+    With `points_topic` also when each sweep and its answer came here, on the steady clock by the sweep's stamp in ns,
+    and the ages at publishing that the node reports.
+    """
+
+    def __init__(self, *, context: Context, points_topic: str | None = None) -> None:
         self.clouds: list[bytes] = []
+        self.asked_s: dict[int, float] = {}
+        self.answered_s: dict[int, float] = {}
+        self.ages_ms: list[float] = []
         self.statuses: list[Status] = []
         self._node = rclpy.create_node("xmodal_seg_recorder", context=context)
         reliable = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
-        self._node.create_subscription(PointCloud2, LABELLED_TOPIC, self.clouds.append, reliable, raw=True)
+        self._node.create_subscription(PointCloud2, LABELLED_TOPIC, self._cloud, reliable, raw=True)
         self._node.create_subscription(DiagnosticArray, "/diagnostics", self._diagnostics, reliable)
+        if points_topic is not None:
+            newest = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+            self._node.create_subscription(PointCloud2, points_topic, self._sweep, newest, raw=True)
+            self._node.create_subscription(Float32, AGE_TOPIC, self._age, reliable)
         self._executor = SingleThreadedExecutor(context=context)
         self._executor.add_node(self._node)
 
@@ -50,20 +66,32 @@ class Recorder:
         self._executor.shutdown()
         self._node.destroy_node()
 
+    def _sweep(self, data: bytes) -> None:
+        self.asked_s.setdefault(header_stamp_ns(data), time.monotonic())
+
+    def _cloud(self, data: bytes) -> None:
+        self.clouds.append(data)
+        self.answered_s.setdefault(header_stamp_ns(data), time.monotonic())
+
+    def _age(self, message: Float32) -> None:
+        self.ages_ms.append(message.data)
+
     def _diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             if status.name.startswith(f"{NODE_NAME}:"):
                 values = {entry.key: entry.value for entry in status.values}
-                self.statuses.append(Status(level=status.level[0], message=status.message, values=values))
+                self.statuses.append(
+                    Status(level=status.level[0], message=status.message, values=values, arrived_s=time.monotonic())
+                )
 
 
 @contextmanager
-def recording(*, domain_id: int) -> Iterator[Recorder]:
+def recording(*, domain_id: int, points_topic: str | None = None) -> Iterator[Recorder]:
     """A recorder in a context of its own, so that it disturbs no other rclpy user of the process."""
     context = Context()
     rclpy.init(context=context, domain_id=domain_id, signal_handler_options=SignalHandlerOptions.NO)
     try:
-        recorder = Recorder(context=context)
+        recorder = Recorder(context=context, points_topic=points_topic)
         try:
             yield recorder
         finally:

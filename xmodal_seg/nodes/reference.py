@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xmodal_seg.config import Settings
+from xmodal_seg.nodes.lighting_settings import LightingNodeSettings
 from xmodal_seg.nodes.parameters import ParameterRow, parameter_table
 from xmodal_seg.nodes.play_bag_node import PlayBagSettings
 from xmodal_seg.nodes.segmentation_settings import SegmentationNodeSettings
@@ -22,6 +23,7 @@ from xmodal_seg.nodes.segmentation_settings import SegmentationNodeSettings
 REPOSITORY = Path(__file__).parents[2]
 NODES: dict[str, tuple[str, type[Settings]]] = {  # executable -> (node name, settings)
     "segmentation_node": ("xmodal_seg", SegmentationNodeSettings),
+    "lighting_node": ("lighting", LightingNodeSettings),
     "play_bag_node": ("play_bag", PlayBagSettings),
 }
 _COMMENT_WIDTH = 110

@@ -2,24 +2,22 @@
 """The lifecycle node `xmodal_seg`: camera images and LiDAR sweeps in, labelled sweeps out.
 
 Threads: the executor's callbacks only fill the pairing and a keep-newest mailbox; one worker decodes, infers and
-publishes. The lighting input and the adaptation services of the design join here: `lighting` beside the inputs,
-`~/adaptation/*` beside the outputs.
+publishes. Between two frames the worker changes to the weight bank that the topic `lighting` asks for. The adaptation
+services of the design join here: `~/adaptation/*` beside the outputs.
 """
 
 from __future__ import annotations
 
-import functools
 import sys
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.clock import Clock, ClockType
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleNode, LifecycleState
 
 from xmodal_seg.calibration_file import load_calibration_file
 from xmodal_seg.inference import Segmenter
@@ -28,36 +26,17 @@ from xmodal_seg.nodes.extrinsics import Extrinsics, make_extrinsics
 from xmodal_seg.nodes.frame_assembly import FrameAssembler
 from xmodal_seg.nodes.health import Health
 from xmodal_seg.nodes.inputs import Inputs
+from xmodal_seg.nodes.lighting_input import LightingInput
 from xmodal_seg.nodes.mailbox import Worker
 from xmodal_seg.nodes.outputs import Outputs
 from xmodal_seg.nodes.parameters import ParameterGuard, declare_all
 from xmodal_seg.nodes.runner import run_node
 from xmodal_seg.nodes.segmentation_settings import SegmentationNodeSettings
+from xmodal_seg.nodes.transitions import configure_and_activate, transition
 from xmodal_seg.pairing import Pair
 
 UNTRAINED_WARNING = "the weights are untrained: labels mean nothing; give a trained one by the parameter checkpoint"
 _STOP_TIMEOUT_S = 10.0
-Transition = Callable[["SegmentationNode", LifecycleState], None]
-
-
-def _transition(method: Transition) -> Callable[[SegmentationNode, LifecycleState], TransitionCallbackReturn]:
-    """rclpy swallows exceptions of transitions without a word; this logs them and fails the transition."""
-
-    @functools.wraps(method)
-    def wrapped(self: SegmentationNode, state: LifecycleState) -> TransitionCallbackReturn:
-        name = method.__name__.removeprefix("on_")
-        try:
-            method(self, state)
-        except (ValueError, RuntimeError, OSError, ImportError) as error:
-            self.get_logger().error(f"{name}: {error}")
-            return TransitionCallbackReturn.FAILURE
-        except Exception:
-            self.get_logger().error(f"{name}: {traceback.format_exc()}")
-            return TransitionCallbackReturn.FAILURE
-        self.get_logger().info(f"{name}: done")
-        return TransitionCallbackReturn.SUCCESS
-
-    return wrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +60,7 @@ class SegmentationNode(LifecycleNode):
         self._guard = ParameterGuard(node=self, cls=SegmentationNodeSettings, on_change=self._settings_changed)
         self._configured: _Configured | None = None
         self._inputs: Inputs | None = None  # while active
+        self._lighting: LightingInput | None = None  # while active, if asked for
         self._health = Health(now_s=time.monotonic())
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # The steady clock: diagnostics must go on when simulated time stands still.
@@ -88,7 +68,7 @@ class SegmentationNode(LifecycleNode):
             self.settings.diagnostics_period_s, self._publish_diagnostics, clock=Clock(clock_type=ClockType.STEADY_TIME)
         )
 
-    @_transition
+    @transition
     def on_configure(self, _: LifecycleState) -> None:
         """Load weights and calibration, warm up, create publishers."""
         settings = self.settings
@@ -115,7 +95,7 @@ class SegmentationNode(LifecycleNode):
         if not segmenter.trained:
             self.get_logger().warning(UNTRAINED_WARNING)
 
-    @_transition
+    @transition
     def on_activate(self, state: LifecycleState) -> None:
         """Start the worker and subscribe; a failure leaves the node inactive and configured."""
         configured = self._require_configured()
@@ -130,29 +110,38 @@ class SegmentationNode(LifecycleNode):
                 on_sweep=lambda: self._health.input_arrived(time.monotonic()),
                 on_jump=self._time_jumped,
             )
+            if self.settings.lighting_topic:
+                self._lighting = LightingInput(
+                    node=self,
+                    topic=self.settings.lighting_topic,
+                    banks=configured.segmenter.banks,
+                    served=configured.segmenter.bank,
+                    settings=self.settings.bank,
+                    on_problem=lambda sentence: self._report("lighting", sentence, level="WARN"),
+                )
         except Exception:
             super().on_deactivate(state)
             self._stop_work()
             raise
         configured.outputs.announce_labels()
 
-    @_transition
+    @transition
     def on_deactivate(self, state: LifecycleState) -> None:
         """Unsubscribe, let the frame in work end, drop what waits."""
         self._stop_work()
         super().on_deactivate(state)
 
-    @_transition
+    @transition
     def on_cleanup(self, _: LifecycleState) -> None:
         """Free the model and its GPU memory; refused while a frame is still in work."""
         self.close()
 
-    @_transition
+    @transition
     def on_shutdown(self, _: LifecycleState) -> None:
         """End from any state."""
         self.close()
 
-    @_transition
+    @transition
     def on_error(self, _: LifecycleState) -> None:
         """Back to unconfigured after a failed transition."""
         self.close()
@@ -178,8 +167,10 @@ class SegmentationNode(LifecycleNode):
     def _stop_work(self) -> bool:
         """Unsubscribe and stop the worker; False if it is still at a frame."""
         inputs, self._inputs = self._inputs, None
-        if inputs is not None:
-            inputs.close()
+        lighting, self._lighting = self._lighting, None
+        for subscribed in (inputs, lighting):
+            if subscribed is not None:
+                subscribed.close()
         if self._configured is None or self._configured.worker.stop(timeout_s=_STOP_TIMEOUT_S):
             return True
         self.get_logger().warning(f"the frame in work has not ended after {_STOP_TIMEOUT_S:.0f} s")
@@ -201,6 +192,7 @@ class SegmentationNode(LifecycleNode):
             self._report(f"camera {camera!r}", problem, level="WARN")
         if self.settings.cameras and not assembled.frame.cameras:
             self._health.count("lidar_only_frames")
+        self._follow_light(configured.segmenter)
         labelled = configured.segmenter.predict(assembled.frame, min_probability=self.settings.min_probability)
         labelled_s = time.perf_counter()
         if labelled.num_left_out:
@@ -221,6 +213,15 @@ class SegmentationNode(LifecycleNode):
         outputs.publish_times({**times_ms, "pipeline_latency": age_ms})
         self._health.frame_done(now_s=time.monotonic(), frame_ms=times_ms["frame"], age_ms=age_ms, stages_ms=times_ms)
 
+    def _follow_light(self, segmenter: Segmenter) -> None:
+        """Worker, between two frames: serve the bank that the light asks for."""
+        lighting = self._lighting
+        if lighting is None or lighting.bank == segmenter.bank:
+            return
+        segmenter.use_bank(lighting.bank)
+        self._health.count("bank_changes")
+        self.get_logger().info(f"the light has changed: bank {segmenter.bank}")
+
     def _frame_failed(self, error: Exception) -> None:
         """A frame that cannot be labelled is said and left; the next one is processed."""
         sentence = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
@@ -240,6 +241,8 @@ class SegmentationNode(LifecycleNode):
         self._health.count("time_jumps")
         if self._configured is not None:
             self._configured.extrinsics.clear()
+        if self._lighting is not None:
+            self._lighting.reset()
 
     def _settings_changed(self, settings: SegmentationNodeSettings) -> None:
         self.settings = settings
@@ -263,7 +266,13 @@ class SegmentationNode(LifecycleNode):
         report = self._health.report(
             now_s=time.monotonic(),
             settings=self.settings,
-            extra={"model": configured.segmenter.description, "busy_s": f"{busy_s:.1f}", **counters},
+            extra={
+                "model": configured.segmenter.description,
+                "bank": configured.segmenter.bank,
+                **({} if self._lighting is None else self._lighting.values()),
+                "busy_s": f"{busy_s:.1f}",
+                **counters,
+            },
             notes=[] if configured.segmenter.trained else [UNTRAINED_WARNING],
         )
         return diagnostic_status(name=name, level=report.level, message=report.message, values=report.values)
@@ -275,12 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _autostart(node: SegmentationNode) -> bool:
-    if not node.settings.autostart:
-        return True
-    for trigger in (node.trigger_configure, node.trigger_activate):
-        if trigger() != TransitionCallbackReturn.SUCCESS:
-            return False  # the transition has logged why
-    return True
+    return not node.settings.autostart or configure_and_activate(node)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from xmodal_seg.config import PointScope, Settings
+from xmodal_seg.lighting_state import BankSettings
 
 DYNAMIC: dict[str, Any] = {"dynamic": True}
 
@@ -92,6 +93,12 @@ class SegmentationNodeSettings(Settings):
         default="all", description="all: points that no camera sees are labelled by the 3D head; visible: left 255"
     )
     num_threads: int = Field(default=0, ge=0, le=256, description="torch threads on a CPU; 0: torch's own choice")
+
+    lighting_topic: str = Field(
+        default="lighting",
+        description="estimates of the lighting node: the weight bank follows the light; empty: serve the default bank",
+    )
+    bank: BankSettings = BankSettings()
 
     min_probability: float = Field(
         default=0.0, ge=0, le=1, json_schema_extra=DYNAMIC, description="less probable labels are published as 255"

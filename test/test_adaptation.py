@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The adapter as a whole: what it serves in each mode, what each guard prevents, and that it is the same every time."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adaptation_drive import DARK, HELD_OUT, Drive
+from adaptation_parts import (
+    CPU,
+    DAY,
+    NIGHT,
+    SETTINGS,
+    VERSION,
+    Light,
+    make_settings,
+    score,
+    stream_frame,
+)
+
+from xmodal_seg.adaptation.adapter import OnlineAdapter
+from xmodal_seg.adaptation.driving import AdapterThread
+from xmodal_seg.checkpoint import bank_state
+from xmodal_seg.config import HeadSettings, ImageBackboneSettings
+from xmodal_seg.inference import Segmenter
+from xmodal_seg.labels import NUSCENES_6
+from xmodal_seg.models.segmenter import SegmentationModel
+
+DARK_LABELLED = [stream_frame(7000 + number, seed=2, brightness=0.5) for number in range(6)]
+# The guards of the method removed: what is left is the paper's loss, source-free.
+BARE = {"reference_weight": 0.0, "pseudo_label_weight": 0.0, "pull_back": 0.0, "cross_modal_weight": 1.0}
+
+
+def test_on_learns_judges_publishes_and_serves() -> None:
+    drive = Drive()
+    drive.go(24)
+    status = drive.adapter.status()
+
+    assert status.mode == "on"
+    assert status.steps >= 15
+    assert status.publications == len(drive.events("published")) >= 3
+    assert drive.versions[0] == VERSION
+    assert drive.versions[-1].startswith(f"{VERSION}+default-day.")
+    assert 0 < status.distance < 0.05
+    assert status.sure_agreement > 0.99
+    assert status.guidance == pytest.approx(0.8)
+    assert "steps" in status.values()
+    assert drive.adapter.num_adapted == 2 * (24 + 8 + 9 + 9)
+
+
+@pytest.mark.parametrize("mode", ["off", "select", "shadow"])
+def test_other_modes_serve_the_deployed_weights(mode: str) -> None:
+    drive = Drive(mode=mode)
+    drive.go(20)
+    assert drive.state() == drive.deployed
+    assert set(drive.versions) == {VERSION}
+    assert (drive.adapter.status().publications > 0) == (mode == "shadow")
+
+
+def test_statistics_of_the_served_model_stay_bit_by_bit() -> None:
+    drive = Drive()
+    model = drive.segmenter.model_of("default")
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    drive.go(20)
+    assert drive.state() != drive.deployed
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_buffers())
+
+
+def test_the_same_drive_gives_the_same_weights() -> None:
+    drives = [Drive(), Drive(), Drive(seed=1)]
+    for drive in drives:
+        drive.go(16)
+    assert drives[0].state() == drives[1].state() != drives[2].state()
+    assert drives[0].versions == drives[1].versions
+
+
+@pytest.mark.slow
+def test_the_bare_loss_collapses_at_night_and_the_guards_prevent_it() -> None:
+    """Same stream, same number of steps, lambda = 0 as the estimator gives it in the dark.
+
+    The gate lets half a point go on the packaged frames; other frames scatter about that. No number of strikes ends the
+    guarded drive, so that both take as many steps.
+    """
+    quick = {"num_frames": 1, "learning_rate": 1e-3, "ema_decay": 0.9}
+    bare = Drive(experiment=True, steps_per_turn=14, gate={"enabled": False}, step={**quick, **BARE})
+    guarded = Drive(steps_per_turn=14, step={**quick, "learning_rate": 1e-4}, labelled=DARK_LABELLED, max_strikes=99)
+    shipped = score(bare.segmenter, DARK)
+    for drive in (bare, guarded):
+        drive.go(35, lights=NIGHT, brightness=0.5)
+    assert bare.adapter.status().steps == guarded.adapter.status().steps > 400
+    assert guarded.adapter.status().publications > 10
+    assert bare.served(DARK) < shipped - 10
+    assert guarded.served(DARK) > shipped - 1
+
+
+@pytest.mark.slow
+def test_the_gate_alone_keeps_a_collapse_from_being_served() -> None:
+    """The bare loss behind the gate, with packaged frames: strikes are counted, and the adapter gives up serving."""
+    step = {**BARE, "num_frames": 1, "learning_rate": 1e-3, "ema_decay": 0.9}
+    drive = Drive(experiment=True, steps_per_turn=14, step=step, labelled=DARK_LABELLED, max_strikes=2)
+    shipped = score(drive.segmenter, DARK)
+    drive.go(50, lights=NIGHT, brightness=0.5)
+    assert len(drive.events("rejected")) >= 2
+    assert drive.events("gave_up")
+    assert drive.adapter.mode == "shadow"
+    assert drive.served(DARK) == shipped
+    assert drive.state() == drive.deployed
+
+
+def test_a_strike_halves_the_rate_and_goes_back() -> None:
+    drive = Drive(gate={"max_distance": 1e-9}, max_strikes=99)
+    drive.go(16)
+    status = drive.adapter.status()
+    assert status.strikes >= 2
+    assert status.learning_rate == 1e-4 / 2**status.strikes
+    assert status.publications == 0
+    assert drive.state() == drive.deployed
+
+
+def test_weights_that_become_no_numbers_are_never_served() -> None:
+    drive = Drive()
+    drive.go(12)
+    drive.adapter.serve(drive.segmenter)
+    served = drive.state()
+    (learner,) = drive.adapter._turns.learners.values()
+    poisoned = {name: torch.full_like(tensor, float("nan")) for name, tensor in learner.reference.items()}
+    learner.restart(poisoned)
+    drive.go(1)
+    assert drive.adapter.status().rejected_steps == 1
+    learner.since_judged = 99
+    learner._average = {name: tensor.clone() for name, tensor in poisoned.items()}
+    drive.adapter._turns._judge(learner.bin)
+    assert drive.events("rejected")[-1].text.endswith("a weight is not a number")
+    drive.adapter.serve(drive.segmenter)
+    assert drive.state() == served
+    drive.go(8)
+    assert all(torch.isfinite(t).all() for t in bank_state(drive.segmenter.model_of("default")).values())
+    assert drive.adapter.status().steps > 0
+
+
+def test_the_learner_starts_over_from_time_to_time() -> None:
+    drive = Drive(reset_every_steps=12)
+    drive.go(16)
+    assert drive.events("reset")[0].text.startswith("default-day: back to the reference (12 steps)")
+    assert drive.versions[-1] == VERSION or drive.versions[-1].startswith(f"{VERSION}+")
+    assert VERSION in drive.versions[drive.events("reset")[0].frame :]
+
+
+def test_dropped_frames_change_nothing_but_the_count() -> None:
+    drive = Drive()
+    for number in range(40):
+        if number % 3:
+            drive.number = number
+            drive.go(1)
+    assert drive.adapter.status().publications > 1
+    assert not drive.events("paused")
+
+
+def test_missed_deadlines_pause() -> None:
+    drive = Drive(guards={"deadline_ms": 50.0})
+    frame = stream_frame(0)
+    labelled = drive.segmenter.predict(frame, keep=True)
+    assert drive.adapter.observe(frame, labelled, lights=DAY, latency_ms=80.0) == ("missed_deadlines",)
+
+
+def test_each_condition_has_its_own_learner_and_version() -> None:
+    drive = Drive(banks=("day", "night"))
+    drive.go(14)
+    drive.segmenter.use_bank("night")
+    drive.go(16, lights=NIGHT)
+    drive.segmenter.use_bank("day")
+    drive.go(2, lights=NIGHT | {"front": Light(condition="twilight", guidance=0.5)})
+
+    assert [version.split(".")[0] for version in (drive.versions[13], drive.versions[29])] == [
+        f"{VERSION}+day",
+        f"{VERSION}+night",
+    ]
+    assert drive.versions[-1] == VERSION  # nothing was learned about this bank at dusk
+    assert {str(bin) for bin in drive.adapter._turns.learners} >= {"day", "night"}
+
+
+def test_services(tmp_path: Path) -> None:
+    drive = Drive(state_folder=tmp_path, state={"save_every_publications": 0})
+    with pytest.raises(ValueError, match="no frame with a known light"):
+        drive.adapter.rollback()
+    with pytest.raises(ValueError, match="nothing was published yet"):
+        drive.adapter.save()
+    drive.go(18)
+    version = drive.adapter.status().version
+    assert drive.adapter.save() == [f"{version}: generation 1 of default-day"]
+    older = drive.adapter.rollback()
+    assert older != version
+    drive.adapter.serve(drive.segmenter)
+    assert drive.segmenter.model_version == f"{VERSION}+{older}"
+    drive.adapter.reset()
+    drive.adapter.serve(drive.segmenter)
+    assert drive.state() == drive.deployed
+    drive.go(10)
+    assert drive.state() != drive.deployed
+    drive.adapter.enable("off")
+    drive.go(1)
+    assert drive.state() == drive.deployed
+    with pytest.raises(ValueError, match="no folder for states was given"):
+        Drive().adapter.save()
+
+
+def test_a_restart_takes_up_the_newest_whole_state_and_judges_it_first(tmp_path: Path) -> None:
+    first = Drive(state_folder=tmp_path)
+    first.go(24)
+    saved = first.state()
+    steps = first.adapter._publisher.newest(first.adapter._intake.bin).steps
+
+    second = Drive(state_folder=tmp_path, labelled=HELD_OUT[:3], memory={"min_frames": 99})
+    second.go(3)
+
+    assert second.events("restored")[0].text.endswith("to be judged before it serves")
+    assert second.events("published")[0].text == f"default-day.1 after {steps} steps"
+    assert second.versions == [VERSION, VERSION, f"{VERSION}+default-day.1"] or second.state() == saved
+    second.adapter.serve(second.segmenter)
+    assert second.state() == saved
+
+
+def test_a_damaged_state_is_told_and_the_older_one_taken(tmp_path: Path) -> None:
+    first = Drive(state_folder=tmp_path)
+    first.go(24)
+    newest = sorted(tmp_path.rglob("generation_*.json"))[-1]
+    newest.write_text(newest.read_text()[:-20])
+
+    second = Drive(state_folder=tmp_path, labelled=HELD_OUT[:2], memory={"min_frames": 99})
+    second.go(2)
+
+    assert "not valid JSON" in second.events("state_damaged")[0].text
+    number = int(newest.stem.removeprefix("generation_"))
+    assert f"generation {number - 1} " in second.events("restored")[0].text
+
+
+def test_a_state_that_the_gate_refuses_does_not_serve(tmp_path: Path) -> None:
+    first = Drive(state_folder=tmp_path)
+    first.go(24)
+
+    second = Drive(state_folder=tmp_path, labelled=HELD_OUT[:2], memory={"min_frames": 99}, gate={"max_distance": 1e-9})
+    second.go(3)
+
+    assert second.events("rejected")
+    assert second.state() == second.deployed
+
+
+def test_a_full_disk_does_not_end_the_learning(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    drive = Drive(state_folder=tmp_path / "file")
+    drive.go(16)
+    assert drive.events("state_failed")
+    assert drive.versions[-1] != VERSION
+
+
+def test_guidance_by_point_stays_around_the_cameras() -> None:
+    drive = Drive(labelled=HELD_OUT[:3], step={"point_guidance_span": 0.2})
+    drive.go(12)
+    memory = drive.adapter._turns.memory
+    (frame,) = memory.draw(drive.adapter._intake.bin, 1, generator=torch.Generator())
+    parts = drive.adapter._parts["default"]
+    values = parts.guidance(frame, settings=make_settings(step={"point_guidance_span": 0.2}))
+    assert 0.6 <= float(values.min()) < float(values.max()) <= 1.0
+    assert drive.adapter.status().steps > 0
+    with pytest.raises(ValueError, match="needs packaged labelled frames to calibrate on"):
+        Drive(step={"point_guidance_span": 0.2})
+
+
+def test_models_that_cannot_adapt_are_refused() -> None:
+    def adapter_of(**changes: Any) -> OnlineAdapter:
+        model = SegmentationModel(settings=SETTINGS.model_copy(update=changes)).eval()
+        segmenter = Segmenter(
+            models={"default": model},
+            label_space=NUSCENES_6,
+            device=CPU,
+            bank="default",
+            model_version=VERSION,
+            trained=False,
+        )
+        return OnlineAdapter(segmenter=segmenter, settings=make_settings())
+
+    no_mimics = HeadSettings(mimic=())
+    with pytest.raises(
+        ValueError, match=r"adaptation needs the main head 'fused' and a mimicry head \('3d', 'fused'\)"
+    ):
+        adapter_of(heads=no_mimics)
+    with pytest.raises(ValueError, match="needs a model with a frozen image backbone"):
+        adapter_of(image_backbone=ImageBackboneSettings(kind="unet", name="narrow", weights="none", width=5))
+    assert adapter_of().num_adapted == 2 * (4 + 8 + 4 + 8 + 8 + 4 + 9 + 9)  # the real 3D net
+
+
+def test_its_thread_waits_for_inference_and_keeps_its_threads_to_itself() -> None:
+    drive = Drive()
+    busy, before = [True], torch.get_num_threads()
+    thread = AdapterThread(
+        drive.adapter, device=CPU, idle=lambda: not busy[0], num_threads=before + 2, min_interval_s=0.0
+    )
+
+    def feed(frames: int) -> None:
+        for _ in range(frames):
+            drive.adapter.serve(drive.segmenter)
+            frame = stream_frame(drive.number)
+            drive.adapter.observe(frame, drive.segmenter.predict(frame, keep=True), lights=DAY)
+            drive.number += 1
+            time.sleep(0.02)
+
+    thread.start()
+    feed(6)
+    assert drive.adapter.status().steps == 0
+    assert drive.adapter.status().dropped > 0
+    busy[0] = False
+    deadline_s = time.monotonic() + 60
+    while drive.adapter.status().publications < 2 and time.monotonic() < deadline_s:
+        feed(2)
+    assert thread.stop(timeout_s=20)
+    assert drive.adapter.status().publications >= 2
+    assert torch.get_num_threads() == before
+
+
+def test_an_error_in_the_thread_ends_serving_what_was_learned() -> None:
+    drive = Drive()
+    drive.go(14)
+    assert drive.state() != drive.deployed
+
+    def fail() -> bool:
+        raise RuntimeError("no such luck")
+
+    drive.adapter.step_if_due = fail  # type: ignore[method-assign, assignment]
+    thread = AdapterThread(drive.adapter, device=CPU, idle=lambda: True, num_threads=1, min_interval_s=0.0)
+    thread.start()
+    thread._thread.join(10)
+    assert drive.events("failed")[0].text == "RuntimeError: no such luck"
+    drive.adapter.serve(drive.segmenter)
+    assert drive.state() == drive.deployed

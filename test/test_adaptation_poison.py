@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults in mid-drive: each is noticed, pauses learning and does no lasting harm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from adaptation_drive import HELD_OUT, Drive
+from adaptation_parts import DAY, NIGHT, Light, score, stream_frame
+
+from xmodal_seg.structures import Frame
+
+
+def black(frame: Frame) -> Frame:
+    return replace(frame, cameras=tuple(replace(c, image=np.zeros_like(c.image)) for c in frame.cameras))
+
+
+def shuffled(frame: Frame) -> Frame:
+    generator = np.random.default_rng(frame.stamp_ns % 1000)
+    points = frame.points.copy()
+    for axis in range(3):
+        points[:, axis] = generator.permutation(points[:, axis])
+    return replace(frame, points=points)
+
+
+def turned(frame: Frame) -> Frame:
+    """Extrinsics that are wrong by a few metres and half a turn of the image."""
+    views = []
+    for camera in frame.cameras:
+        pose = camera.calibration.camera_T_lidar.copy()
+        pose[0] *= -1
+        pose[1] *= -1
+        views.append(replace(camera, calibration=replace(camera.calibration, camera_T_lidar=pose)))
+    return replace(frame, cameras=tuple(views))
+
+
+def late_images(frame: Frame) -> Frame:
+    return replace(frame, cameras=tuple(replace(c, stamp_ns=c.stamp_ns - 10**9) for c in frame.cameras))
+
+
+def jumping(frame: Frame) -> Frame:
+    stamp_ns = frame.stamp_ns + (3600 * 10**9 if frame.stamp_ns // 600_000_000 % 2 else 0)
+    return replace(frame, stamp_ns=stamp_ns, cameras=tuple(replace(c, stamp_ns=stamp_ns) for c in frame.cameras))
+
+
+def parked(frame: Frame) -> Frame:
+    return replace(stream_frame(0), stamp_ns=frame.stamp_ns, cameras=frame.cameras)
+
+
+LOW = {"front": Light(guidance=0.1, condition="day", confidence=0.1)}  # what the estimator says of a failing camera
+# what happens, what the estimator says, what is to be noticed, and how many steps of 16 are taken nevertheless
+POISONS: dict[str, tuple[Callable[[Frame], Frame], dict[str, Light], str, int]] = {
+    "black images": (black, LOW, "low_confidence", 0),
+    "frozen camera": (lambda frame: replace(frame, cameras=stream_frame(3).cameras), DAY, "desync", 0),
+    "no images": (lambda frame: replace(frame, cameras=()), DAY, "no_camera", 0),
+    "shuffled points": (shuffled, DAY, "sensors_disagree", 0),
+    "wrong extrinsics": (turned, DAY, "sensors_disagree", 0),
+    "late images": (late_images, DAY, "desync", 0),
+    "clock jumps": (jumping, DAY, "clock_jump", 1),
+    "parked": (parked, DAY, "parked", 9),  # until it counts as parked
+    "another condition": (lambda frame: frame, NIGHT, "condition_change", 14),
+}
+
+
+@pytest.mark.parametrize("name", POISONS)
+def test_poison_pauses_learning_and_does_no_harm(name: str) -> None:
+    """Good frames, poison for a while, recovery: what serves is no worse than what was shipped."""
+    spoil, lights, kind, most_steps = POISONS[name]
+    drive = Drive(guards={"settle_frames": 2, "min_usual_frames": 4})
+    shipped = score(drive.segmenter, HELD_OUT)
+    drive.go(14)
+    before, steps = len(drive.adapter.events.newest), drive.adapter.status().steps
+    drive.go(16, spoil=spoil, lights=lights)
+    texts = [f"{event.kind} {event.text}" for event in drive.adapter.events.newest[before:]]
+    assert any(kind in text for text in texts), texts
+    assert drive.adapter.status().steps - steps <= most_steps
+    drive.go(8)
+    assert drive.served() >= shipped - 0.5
+    assert drive.adapter.status().paused == ()

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`xmodal-seg evaluate-bag --live`: what is made of the nodes' answers, and one drive through the real nodes."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+pytest.importorskip("rclpy", reason="rclpy is missing: it comes with ROS or with the extra pip-ros")
+
+from test_evaluate_bag import (
+    NIGHT_FROM,
+    NUM_FRAMES,
+    PERIOD_S,
+    SPACE,
+    START_NS,
+    condition_of,
+    drive,
+    expected_scores,
+    home,
+    save_two_banks,
+)
+
+from xmodal_seg.bag_files import typestore
+from xmodal_seg.bag_topics import Conditions
+from xmodal_seg.bag_writing import labelled_message
+from xmodal_seg.commands.demo import prepare_input
+from xmodal_seg.commands.evaluate_live import live_facts, live_parameters, scored_answers
+from xmodal_seg.commands.main import main
+from xmodal_seg.nodes.recorder import Status
+from xmodal_seg.structures import Frame
+
+__all__ = ["home"]  # the fixture
+LATENCY_S = 0.125
+
+
+@dataclass
+class FakeRecorder:
+    """What a recorder holds after the frames 0, 1 and 3 of `drive` came back, the second of them twice."""
+
+    clouds: list[bytes] = field(default_factory=list)
+    asked_s: dict[int, float] = field(default_factory=dict)
+    answered_s: dict[int, float] = field(default_factory=dict)
+    ages_ms: list[float] = field(default_factory=lambda: [10.0, 20.0, 90.0])
+    statuses: list[Status] = field(default_factory=list)
+
+    def answer(self, frame: Frame, labels: np.ndarray) -> None:
+        message = labelled_message(frame, labels, np.ones(len(labels), np.float32), SPACE)
+        self.clouds.append(bytes(typestore().serialize_cdr(message, message.__msgtype__)))
+        number = (frame.stamp_ns - START_NS) / 1e9
+        self.asked_s[frame.stamp_ns] = number
+        self.answered_s.setdefault(frame.stamp_ns, number + LATENCY_S)
+
+    def say(self, time_s: float, **values: str) -> None:
+        self.statuses.append(Status(level=0, message="labelling", values=values, arrived_s=time_s))
+
+
+def heard() -> FakeRecorder:
+    recorder = FakeRecorder()
+    for number in (0, 1, 1, 3):
+        frame = drive()[number]
+        recorder.answer(frame, np.where(frame.labels < 0, 0, frame.labels).astype(np.uint8))
+    light = {"lambda": "0.25", "lighting confidence": "0.5", "condition": "night"}
+    recorder.say(0.0, busy_s="0")
+    recorder.say(PERIOD_S, model="version abc, bank day, of five", bank="day", frames="1", **{"stage model": "7"})
+    recorder.say(3 * PERIOD_S + 1, model="version abc, bank night", bank="night", frames="1", **light)
+    losses = {"pairing waited": "4", "dropped_busy": "3"}
+    recorder.say(3 * PERIOD_S + 2, model="version abc, bank late", bank="late", frames="1", **losses)
+    return recorder
+
+
+def test_answers_are_scored_with_what_the_diagnostics_said_then():
+    scored = list(scored_answers(drive()[:5], heard(), label_space=SPACE, conditions=Conditions([(0, "day")])))
+
+    assert [each.score.number for each in scored] == [0, 1, 3]
+    assert [each.score.minute for each in scored] == [0, 0, 0]
+    assert [each.score.bank for each in scored] == ["day", "night", "night"]
+    assert {each.score.model_version for each in scored} == {"abc"}
+    assert [each.score.light.guidance for each in scored] == [None, 0.25, 0.25]
+    assert {each.score.condition for each in scored} == {"day"}
+    assert all(each.score.confusion.mean_iou() == 100 for each in scored)
+    estimated = scored_answers(drive()[:5], heard(), label_space=SPACE, conditions=Conditions([]))
+    assert [each.score.condition for each in estimated] == [None, "night", "night"]
+
+
+def test_an_answer_of_another_size_is_refused():
+    recorder = FakeRecorder()
+    frame = drive()[0]
+    recorder.answer(frame.select(np.arange(7)), np.zeros(7, np.uint8))
+    with pytest.raises(ValueError, match=r"sweep at 1000\.000 s: expected 201 labels from the node, got 7"):
+        list(scored_answers([frame], recorder, label_space=SPACE, conditions=Conditions([])))
+
+
+def test_latency_age_and_losses():
+    facts = live_facts(heard(), num_sweeps=5, rate=2.0)
+
+    assert (facts["sweeps"], facts["answered"], facts["lost"], facts["rate"]) == (5, 3, 2, 2.0)
+    assert facts["latency_ms"] == {"p50": 125.0, "p95": 125.0, "p99": 125.0, "max": 125.0}
+    assert facts["age_ms"]["p50"] == 20.0
+    assert facts["age_ms"]["max"] == 90.0
+    assert facts["counted_by_the_node"] == {"dropped_busy": 3, "pairing waited": 4}
+    assert facts["stage_ms"]["model"]["median"] == 7.0
+    assert live_facts(FakeRecorder(ages_ms=[]), num_sweeps=5, rate=1.0)["latency_ms"] == {}
+
+
+def test_parameters_are_those_of_a_robot(home: Path, tmp_path: Path):
+    given = prepare_input(str(home / "bag"), tmp_path)
+    arguments = Namespace(checkpoint=None, device="cpu", rate=3.0, lighting=None)
+    off = live_parameters(given, arguments, mode="off")
+    select = live_parameters(given, arguments, mode="select")
+
+    assert set(off) == {"/xmodal_seg", "/play_bag"}
+    assert off["/xmodal_seg"]["ros__parameters"]["lighting_topic"] == ""
+    assert off["/play_bag"]["ros__parameters"]["rate"] == 3.0
+    assert not {"pace_topic", "pace_input"} & set(off["/play_bag"]["ros__parameters"])
+    assert select["/lighting"]["ros__parameters"]["cameras"] == ["front"]
+    assert "&id" not in yaml.safe_dump(select), "rcl reads no aliases"
+
+
+@pytest.mark.ros
+@pytest.mark.slow
+@pytest.mark.usefixtures("large_data")
+def test_a_drive_through_the_nodes(home: Path, tmp_path: Path):
+    """Nothing is lost at this pace, so off gives the numbers of the offline evaluation, and select changes the bank."""
+    arguments = ["--bag", str(home / "bag"), "--checkpoint", str(home / "checkpoint"), "--device", "cpu", "--live"]
+    arguments += ["--lighting", str(home / "lighting.yaml"), "--rate", "20", "--worst", "0", "--out", str(tmp_path)]
+    assert main(["evaluate-bag", *arguments, "--mode", "off", "--mode", "select"]) == 0
+
+    modes = json.loads((tmp_path / "metrics.json").read_text())["modes"]
+    off, select = modes["live_off"], modes["live_select"]
+    assert off["facts"]["answered"] == select["facts"]["answered"] == NUM_FRAMES
+    assert off["confusion"]["points"] == expected_scores(home, lambda _: "day")["counts"]
+    assert 0 < off["facts"]["latency_ms"]["p50"] < 60_000
+    assert {name: part["frames"] for name, part in off["conditions"].items()} == {
+        "day": NIGHT_FROM,
+        "night": NUM_FRAMES - NIGHT_FROM,
+    }
+    assert [change["bank"] for change in select["weights"]] == ["day", "night"]
+    assert select["weights"][1]["frame"] >= NIGHT_FROM
+    assert condition_of(drive()[-1]) == "night"
+    assert (tmp_path / "live_select" / "lighting_node.txt").is_file()
+
+
+@pytest.mark.ros
+@pytest.mark.usefixtures("large_data")
+def test_a_node_that_cannot_start_ends_in_a_sentence(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The lighting node, since a checkpoint that is not there is found before any node starts."""
+    save_two_banks(tmp_path / "checkpoint")
+    arguments = ["--bag", str(home / "bag"), "--checkpoint", str(tmp_path / "checkpoint"), "--device", "cpu", "--live"]
+    arguments += ["--lighting", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "out"), "--mode", "select"]
+    assert main(["evaluate-bag", *arguments]) == 2
+    assert "lighting_node ended early with exit code 1" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "metrics.json").exists()

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OnlineAdapter: guarded continued adaptation of a served model on the stream that it serves."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from xmodal_seg.adaptation.bank_parts import BankParts, bank_parts
+from xmodal_seg.adaptation.events import AdaptationStatus, EventLog
+from xmodal_seg.adaptation.guards import Reason
+from xmodal_seg.adaptation.intake import Intake
+from xmodal_seg.adaptation.learner import StepReport
+from xmodal_seg.adaptation.light import CameraLight
+from xmodal_seg.adaptation.parameters import distance
+from xmodal_seg.adaptation.publisher import Publisher
+from xmodal_seg.adaptation.settings import AdaptationSettings, Mode
+from xmodal_seg.adaptation.state import StateStore
+from xmodal_seg.adaptation.turns import Turns
+from xmodal_seg.inference import LabelledFrame, Segmenter
+from xmodal_seg.structures import Frame
+
+_LEARNING: tuple[Mode, ...] = ("shadow", "on")
+
+
+class OnlineAdapter:
+    """Learns from frames that were served, and offers what passes the gate.
+
+    For every frame, the thread of inference calls `serve`, `Segmenter.predict(frame, keep=adapter.is_learning)` and
+    `observe`; these are cheap. `step_if_due` does the work: in the adapter's own thread (`AdapterThread`) or, for a
+    result that is the same every time, right after `observe` (`label_and_adapt`), since turns are counted in frames.
+    The other methods may be called from any thread; those that change something wait for a turn to end.
+
+    Args:
+        segmenter: holds the deployed weights in every bank; its models are copied, a frozen image backbone is shared.
+        settings: of everything.
+        labelled: packaged frames with ground truth for the gate; may be empty, then held-out frames alone judge.
+        state_folder: what was learned is kept here and taken up again at start; None: nowhere.
+
+    Raises ValueError for a model that cannot adapt this way, and for frames without labels.
+    """
+
+    def __init__(
+        self,
+        *,
+        segmenter: Segmenter,
+        settings: AdaptationSettings,
+        labelled: Sequence[Frame] = (),
+        state_folder: Path | None = None,
+    ) -> None:
+        self.events = EventLog()
+        self.before_forward: Callable[[], None] | None = None  # may wait while inference needs the processor
+        self._settings = settings
+        self._parts = _parts_of_banks(segmenter, settings=settings, labelled=labelled, breathe=self._breathe)
+        self._stores = {
+            bank: StateStore(folder=state_folder, parent=parts.parent, keep=settings.state.keep)
+            for bank, parts in self._parts.items()
+            if state_folder is not None
+        }
+        self._publisher = Publisher(
+            references={bank: parts.reference for bank, parts in self._parts.items()},
+            base_version=segmenter.model_version,
+        )
+        self._intake = Intake(settings=settings, device=segmenter.device, events=self.events)
+        self._turns = Turns(
+            parts=self._parts,
+            stores=self._stores,
+            publisher=self._publisher,
+            settings=settings,
+            device=segmenter.device,
+            events=self.events,
+            breathe=self._breathe,
+        )
+        self._lock = threading.RLock()  # of the turns; held for a whole one
+        self._mode: Mode = settings.mode
+        self._publisher.set_serving(settings.mode == "on")
+
+    @property
+    def mode(self) -> Mode:
+        return self._mode
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether frames are wanted, with what the model saw of them."""
+        return self._mode in _LEARNING
+
+    @property
+    def num_adapted(self) -> int:
+        """How many numbers adapt, in each bank."""
+        return next(iter(self._parts.values())).parameters.count
+
+    def serve(self, segmenter: Segmenter) -> str | None:
+        """Before a frame, in the thread of inference: install what is on offer; its name if something changed."""
+        bin = self._intake.bin_of(segmenter.bank)
+        return None if bin is None else self._publisher.serve(segmenter, bin)
+
+    def observe(
+        self,
+        frame: Frame,
+        labelled: LabelledFrame,
+        *,
+        lights: Mapping[str, CameraLight],
+        latency_ms: float | None = None,
+        moved_m: float | None = None,
+    ) -> tuple[Reason, ...]:
+        """After a frame, in the thread of inference: look at it, and set it aside where it is worth learning from.
+
+        Args:
+            frame: the input.
+            labelled: the result, with what the model saw.
+            lights: by the camera's name.
+            latency_ms: from the sweep's arrival to the result; None: not measured, nothing is concluded from it.
+            moved_m: driven since the last frame, by odometry; None: movement is judged by the sweeps themselves.
+
+        Returns why learning pauses; empty where it does not, and where it is off.
+        """
+        if not self.is_learning:
+            return ()
+        return self._intake.observe(frame, labelled, lights=lights, latency_ms=latency_ms, moved_m=moved_m)
+
+    def step_if_due(self) -> list[StepReport]:
+        """Take in what was set aside and, when a turn is due and nothing speaks against it, learn; the steps taken."""
+        with self._lock:
+            while (arrival := self._intake.take()) is not None:
+                self._turns.take_in(arrival, self._intake)
+            bin = self._intake.begin_turn()
+            if bin is None or not self.is_learning:
+                return []
+            reports = self._turns.turn(bin)
+            if self._turns.gave_up and self._mode == "on":
+                self._set_mode("shadow")
+            return reports
+
+    def enable(self, mode: Mode) -> None:
+        """Change the mode; what serves follows before the next frame. Strikes are forgiven."""
+        with self._lock:
+            for learner in self._turns.learners.values():
+                learner.forgive()
+            self._set_mode(mode)
+
+    def reset(self) -> None:
+        """Back to the reference everywhere; the frames in memory stay."""
+        with self._lock:
+            for bin in self._turns.learners:
+                self._turns.reset(bin, why="asked for")
+
+    def rollback(self) -> str:
+        """Serve the version before the newest one of the present bin, and learn on from it; its name.
+
+        Raises ValueError where nothing was published.
+        """
+        with self._lock:
+            if self._intake.bin is None:
+                raise ValueError("rollback: no frame with a known light has come yet")
+            return self._turns.rollback(self._intake.bin)
+
+    def save(self) -> list[str]:
+        """Write what is on offer in every bin; a sentence for each.
+
+        Raises ValueError without a folder for states and where nothing was published, OSError where the disk refuses.
+        """
+        with self._lock:
+            if not self._stores:
+                raise ValueError("save: no folder for states was given")
+            offered = [bin for bin in self._turns.learners if self._publisher.newest(bin) is not None]
+            if not offered:
+                raise ValueError("save: nothing was published yet")
+            return [self._turns.save(bin) for bin in offered]
+
+    def fail(self, error: Exception) -> None:
+        """Something unforeseen happened in the adapter: serve the reference and learn no more."""
+        self.events.add("failed", f"{type(error).__name__}: {error}")
+        self._set_mode("select")
+
+    def status(self) -> AdaptationStatus:
+        """How it stands; never waits for a turn to end."""
+        bin, turns = self._intake.bin, self._turns
+        step, judgement = turns.last_step, turns.last_judgement
+        metrics = {} if judgement is None else judgement.metrics
+        learners = list(turns.learners.values())
+        learner = None if bin is None else turns.learners.get(bin)
+        version = None if bin is None else self._publisher.newest(bin)
+        return AdaptationStatus(
+            mode=self._mode,
+            bin="" if bin is None else str(bin),
+            paused=self._intake.paused,
+            frames=self.events.frames,
+            steps=sum(each.accepted for each in learners),
+            rejected_steps=sum(each.rejected for each in learners),
+            publications=self._publisher.publications,
+            version="reference" if version is None else version.name,
+            strikes=0 if learner is None else learner.strikes,
+            learning_rate=self._settings.step.learning_rate if learner is None else learner.learning_rate,
+            guidance=math.nan if step is None else step.guidance,
+            loss=math.nan if step is None else step.loss,
+            sure_agreement=metrics.get("sure_agreement", math.nan),
+            agreement=metrics.get("agreement", math.nan),
+            marginal_kl=metrics.get("marginal_kl", math.nan),
+            labelled_loss=metrics.get("labelled_loss", math.nan),
+            distance=0.0 if version is None else distance(version.values, self._publisher.reference(version.bin)),
+            num_frames=0 if bin is None else turns.memory.num_frames(bin),
+            num_probes=0 if bin is None else turns.memory.num_probes(bin),
+            dropped=self._intake.dropped,
+        )
+
+    def _set_mode(self, mode: Mode) -> None:
+        self._mode = mode
+        self._publisher.set_serving(mode == "on")
+        self.events.add("mode", mode)
+
+    def _breathe(self) -> None:
+        if self.before_forward is not None:
+            self.before_forward()
+
+
+def _parts_of_banks(
+    segmenter: Segmenter,
+    *,
+    settings: AdaptationSettings,
+    labelled: Sequence[Frame],
+    breathe: Callable[[], None],
+) -> dict[str, BankParts]:
+    """By bank; the segmenter serves afterwards what it served before."""
+    served, parts = segmenter.bank, {}
+    for bank in segmenter.banks:
+        segmenter.use_bank(bank)
+        parts[bank] = bank_parts(segmenter, bank, settings=settings, labelled=labelled, breathe=breathe)
+    segmenter.use_bank(served)
+    return parts

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two ways to drive an adapter: frame by frame, the same every time, or in a thread of its own beside inference."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from xmodal_seg.adaptation.adapter import OnlineAdapter
+from xmodal_seg.adaptation.light import CameraLight
+from xmodal_seg.inference import LabelledFrame, Segmenter
+from xmodal_seg.structures import Frame
+
+_IDLE_CHECK_S = 0.002
+_TURN_CHECK_S = 0.02
+
+
+def label_and_adapt(
+    adapter: OnlineAdapter, segmenter: Segmenter, frame: Frame, *, lights: Mapping[str, CameraLight]
+) -> LabelledFrame:
+    """Label a frame with what serves, then learn from it; everything counts in frames, nothing in wall time."""
+    adapter.serve(segmenter)
+    labelled = segmenter.predict(frame, keep=adapter.is_learning)
+    adapter.observe(frame, labelled, lights=lights)
+    adapter.step_if_due()
+    return labelled
+
+
+class AdapterThread:
+    """Runs an adapter's turns in a thread with its own number of torch threads and, on a GPU, its own stream.
+
+    Args:
+        adapter: driven by nobody else.
+        device: of its models.
+        idle: whether inference has nothing to do; on a CPU no forward pass begins while it is False.
+        num_threads: of torch, in this thread alone.
+        min_interval_s: between two turns.
+    """
+
+    def __init__(
+        self,
+        adapter: OnlineAdapter,
+        *,
+        device: torch.device,
+        idle: Callable[[], bool],
+        num_threads: int,
+        min_interval_s: float,
+    ) -> None:
+        self._adapter = adapter
+        self._device = device
+        self._idle = idle
+        self._num_threads = num_threads
+        self._min_interval_s = min_interval_s
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begin; nothing while it runs already."""
+        if self.is_alive:
+            return
+        self._stopping.clear()
+        if self._device.type == "cpu":
+            self._adapter.before_forward = self._wait_until_idle
+        self._thread = threading.Thread(target=self._run, name="adaptation", daemon=True)
+        self._thread.start()
+
+    def stop(self, *, timeout_s: float) -> bool:
+        """Let the present turn end; False when it still runs after `timeout_s`."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+        return not self.is_alive
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._num_threads)
+        with self._stream():
+            while not self._stopping.is_set():
+                started_s = time.monotonic()
+                self._wait_until_idle()
+                try:
+                    has_learned = bool(self._adapter.step_if_due())
+                except Exception as error:
+                    self._adapter.fail(error)
+                    return
+                rest_s = self._min_interval_s - (time.monotonic() - started_s) if has_learned else _TURN_CHECK_S
+                self._stopping.wait(max(rest_s, 0.0))
+
+    def _stream(self) -> AbstractContextManager:
+        if self._device.type != "cuda":
+            return nullcontext()
+        return torch.cuda.stream(torch.cuda.Stream(self._device))
+
+    def _wait_until_idle(self) -> None:
+        while self._device.type == "cpu" and not self._idle() and not self._stopping.is_set():
+            time.sleep(_IDLE_CHECK_S)

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Score a model on a bag with ground truth, over the time of the drive: every sweep, in order, the same numbers each
+time. Writes the folder OUT: metrics.json, summary.csv, frames.csv, timeline.png, confusion matrices and panels of the
+worst frames; run.json says with what it was made and how long it took."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from xmodal_seg.commands.bag_arguments import add_bag_arguments, topic_choice
+from xmodal_seg.commands.environment import versions
+from xmodal_seg.commands.evaluation_truth import LABEL_FORMATS
+
+if TYPE_CHECKING:
+    from xmodal_seg.commands.evaluation_passes import Drive
+    from xmodal_seg.commands.evaluation_results import ModeResult
+    from xmodal_seg.inference import Segmenter
+    from xmodal_seg.labels import LabelSpace
+
+MODES = ("off", "select", "shadow", "on")  # as in evaluation_modes, which takes seconds to import
+_MOST_PANELS = 9  # each keeps a frame with its images in memory
+_NUMBERS = ("metrics.json", "summary.csv", "frames.csv", "run.json")
+_PICTURES = ("timeline.png", "confusion_*.png", "worst_*_[1-9].png")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bag", required=True, help="rosbag2 folder, or one .mcap or .db3 file")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the results go")
+    parser.add_argument("--checkpoint", metavar="FOLDER", help="default: the one shipped with the package")
+    parser.add_argument(
+        "--mode",
+        action="append",
+        choices=MODES,
+        help="off: one bank throughout; select: the bank that the estimated light asks for; shadow: also learn, but "
+        "serve nothing of it; on: also serve what was learned. Several are shown side by side (default: off)",
+    )
+    parser.add_argument("--bank", help="the bank that each mode begins with (default: the checkpoint's default)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--lighting", metavar="FILE", help="coefficients of calibrate-lighting (default: shipped)")
+    parser.add_argument("--adaptation", metavar="FILE", help="YAML of settings of the adapter, for shadow and on")
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="through the running nodes over DDS, with latency, age and losses",
+    )
+    parser.add_argument(
+        "--worst",
+        type=int,
+        default=3,
+        metavar="N",
+        help="panels of the N worst frames of each mode (default: %(default)s)",
+    )
+    parser.add_argument("--rate", type=float, default=1.0, help="of the playback with --live (default: %(default)s)")
+    parser.add_argument("--rerun", metavar="FILE.rrd", help="also write a recording for the rerun viewer (extra: viz)")
+
+    truth = parser.add_argument_group("ground truth from files, where the bag has no label topic")
+    truth.add_argument(
+        "--labels",
+        metavar="FOLDER",
+        help="semantic_kitti: a folder of .label files, the n-th for the n-th sweep; nuscenes: the download with "
+        "lidarseg, matched by stamp",
+    )
+    truth.add_argument("--label-format", choices=LABEL_FORMATS, help="of --labels")
+    truth.add_argument(
+        "--same-classes",
+        action="store_true",
+        help="the labels of --label-topic are the checkpoint's classes although no label_info beside it says so",
+    )
+    add_bag_arguments(parser)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="xmodal-seg evaluate-bag", description=__doc__)
+    add_arguments(parser)
+    return run(parser.parse_args(argv))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0 when all is written; ValueError, one sentence, for what is wrong with the arguments, the bag or the labels."""
+    from xmodal_seg.commands.evaluate_live import check_arguments
+    from xmodal_seg.commands.evaluation_passes import evaluate_live, evaluate_offline
+    from xmodal_seg.commands.evaluation_plots import write_plots
+    from xmodal_seg.commands.evaluation_results import print_table, write_numbers
+    from xmodal_seg.commands.report import UNTRAINED
+    from xmodal_seg.evaluation_modes import check_mode
+
+    names = list(dict.fromkeys(arguments.mode or ["off"]))
+    if (arguments.labels is None) != (arguments.label_format is None):
+        raise ValueError("--labels and --label-format: expected both or neither")
+    if not 0 <= arguments.worst <= _MOST_PANELS:
+        raise ValueError(f"--worst: expected 0 to {_MOST_PANELS}, got {arguments.worst}")
+    if arguments.live:
+        check_arguments(arguments, names)
+    drive = _look_into(arguments)
+    out = Path(arguments.out)
+    _remove_former_results(out)
+    segmenter = _load(arguments)
+    print(segmenter.description)
+    _check_classes(arguments, drive, segmenter.label_space)
+    for name in names:
+        check_mode(name, banks=segmenter.banks)
+    results = []
+    with _recording(arguments.rerun, segmenter.label_space) as recording:
+        for name in names:
+            if arguments.live:
+                results.append(evaluate_live(arguments, drive, name, segmenter.label_space, recording))
+            else:
+                results.append(evaluate_offline(arguments, drive, name, segmenter, recording))
+                segmenter = _load(arguments)  # a mode may have changed the weights
+    title, warning = Path(arguments.bag).name, "" if segmenter.trained else UNTRAINED
+    about = {
+        "bag": title,
+        "checkpoint": {
+            "version": segmenter.model_version,
+            "trained": segmenter.trained,
+            "banks": list(segmenter.banks),
+            "first_bank": segmenter.bank,
+        },
+        "label_space": segmenter.label_space.name,
+    }
+    write_numbers(out, results, segmenter.label_space, about=about)
+    pictures = write_plots(out, results, segmenter.label_space, title=title, warning=warning)
+    _write_run(out, arguments, results)
+    if warning:
+        print(warning)
+    print_table(results, segmenter.label_space)
+    for name in (*_NUMBERS, *pictures):
+        print(f"  {out / name}")
+    return 0
+
+
+def _look_into(arguments: argparse.Namespace) -> Drive:
+    """Prints the topics. Raises ValueError for a bag without sweeps or without ground truth."""
+    from xmodal_seg.bag_topics import find_topics, read_conditions, read_label_space
+    from xmodal_seg.bags import open_bag
+    from xmodal_seg.commands.evaluation_passes import Drive
+
+    with open_bag(arguments.bag) as bag:
+        topics = find_topics(bag, **topic_choice(arguments))
+        num_sweeps = bag.topics[topics.points].num_messages
+        if not num_sweeps:
+            raise ValueError(f"{arguments.bag}: {topics.points} has no messages")
+        if topics.labels is None and arguments.labels is None:
+            raise ValueError(
+                f"{arguments.bag} has no ground truth: expected --label-topic, or --labels with label files; "
+                f"it has {bag.describe_topics()}"
+            )
+        images = ", ".join(camera.image for camera in topics.cameras) or "none"
+        truth = arguments.labels or topics.labels
+        print(f"{num_sweeps} sweeps on {topics.points}; images {images}; ground truth {truth}")
+        return Drive(
+            num_sweeps=num_sweeps,
+            label_topic=topics.labels,
+            truth_space=None if topics.labels is None else read_label_space(bag, topics.labels),
+            conditions=read_conditions(bag),
+        )
+
+
+def _remove_former_results(out: Path) -> None:
+    """So that an evaluation that fails leaves nothing that could be taken for its result."""
+    out.mkdir(parents=True, exist_ok=True)
+    for pattern in (*_NUMBERS, *_PICTURES):
+        for path in out.glob(pattern):
+            path.unlink()
+
+
+def _load(arguments: argparse.Namespace) -> Segmenter:
+    from xmodal_seg.inference import Segmenter
+
+    segmenter = Segmenter.load(arguments.checkpoint, device=arguments.device)
+    if arguments.bank is not None:
+        segmenter.use_bank(arguments.bank)
+    return segmenter
+
+
+def _check_classes(arguments: argparse.Namespace, drive: Drive, label_space: LabelSpace) -> None:
+    """Raises ValueError unless ground truth and checkpoint speak of the same classes; label files are merged later."""
+    if arguments.labels is not None:
+        return
+    if drive.truth_space is None:
+        if not arguments.same_classes:
+            raise ValueError(
+                f"{arguments.bag}: no label_info beside {drive.label_topic} says what its labels mean; "
+                "--same-classes takes them for the checkpoint's"
+            )
+    elif drive.truth_space.class_names != label_space.class_names:
+        raise ValueError(
+            f"{drive.label_topic} has the classes {', '.join(drive.truth_space.class_names)}, "
+            f"the checkpoint {', '.join(label_space.class_names)}"
+        )
+
+
+def _recording(path: str | None, label_space: LabelSpace) -> Any:
+    from contextlib import nullcontext
+
+    if path is None:
+        return nullcontext()
+    from xmodal_seg.commands.rerun_recording import RerunRecording
+
+    return RerunRecording(path, label_space=label_space)
+
+
+def _write_run(out: Path, arguments: argparse.Namespace, results: Sequence[ModeResult]) -> None:
+    """What differs from run to run: times, versions, arguments."""
+    stage_ms = {
+        result.name: {
+            stage: round(float(np.median([score.times_ms[stage] for score in result.scores])), 2)
+            for stage in result.scores[0].times_ms
+        }
+        for result in results
+    }
+    run = {"median_stage_ms": stage_ms, "arguments": vars(arguments), "versions": versions()}
+    (out / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")

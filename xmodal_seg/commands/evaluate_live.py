@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same evaluation through the running nodes over DDS, at the speed of the bag: what comes late is lost."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from copy import deepcopy
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from xmodal_seg.commands.processes import Child, child, deferred_interrupts, environment_variables, free_domain
+
+if TYPE_CHECKING:
+    from xmodal_seg.bag_evaluation import ScoredFrame
+    from xmodal_seg.bag_topics import Conditions
+    from xmodal_seg.commands.demo import Input
+    from xmodal_seg.labels import LabelSpace
+    from xmodal_seg.nodes.recorder import Recorder, Status
+    from xmodal_seg.structures import Frame
+
+LIVE_MODES = ("off", "select")
+_OFFLINE = ("bank", "adaptation", "points_topic", "cameras", "calibration_file", "intensity_range")
+_QUIET_S = 3.0  # the end: nothing has come for so long after the playback
+_LOST = ("dropped_busy", "failed_frames", "camera_problems", "lidar_only_frames")
+_PACING = ("pace_input", "pace_topic", "pace_timeout_s")
+_PATIENCE = ("camera_timeout_ms", "transform_timeout_s")
+
+
+def play(arguments: argparse.Namespace, mode: str, out: Path) -> Recorder:
+    """Play the bag through nodes in mode `mode`; what they published and when. Logs and parameters go into `out`.
+
+    Raises ValueError for a mode that the nodes do not have, and with the end of its log if a node fails.
+    """
+    from xmodal_seg.commands.demo import prepare_input
+    from xmodal_seg.nodes.recorder import recording
+
+    given = prepare_input(arguments.bag, out)
+    parameters = live_parameters(given, arguments, mode=mode)
+    folder = out / f"live_{mode}"
+    folder.mkdir(exist_ok=True)
+    (folder / "parameters.yaml").write_text(yaml.safe_dump(parameters, sort_keys=False), encoding="utf-8")
+    domain_id = free_domain()
+    environment = {"ROS_DOMAIN_ID": str(domain_id), "FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA"}
+    node_arguments = ["--ros-args", "--params-file", str(folder / "parameters.yaml")]
+    names = ["segmentation_node", *(["lighting_node"] if mode == "select" else []), "play_bag_node"]
+    with ExitStack() as stack:
+        check_interrupts = stack.enter_context(deferred_interrupts())
+        stack.enter_context(environment_variables(environment))
+        recorder = stack.enter_context(recording(domain_id=domain_id, points_topic=given.topics.points))
+        *nodes, player = [
+            stack.enter_context(
+                child(f"xmodal_seg.nodes.{name}", node_arguments, log=folder / f"{name}.txt", environment=environment)
+            )
+            for name in names
+        ]
+        for _ in _until_quiet(recorder, nodes, player, mode=mode, num_sweeps=given.num_sweeps):
+            check_interrupts()
+    return recorder
+
+
+def check_arguments(arguments: argparse.Namespace, modes: Sequence[str]) -> None:
+    """ValueError unless rclpy is there and the nodes know every mode and argument."""
+    unknown = [mode for mode in modes if mode not in LIVE_MODES]
+    if unknown:
+        raise ValueError(f"--live: expected the modes {' or '.join(LIVE_MODES)}, got {', '.join(unknown)}")
+    if find_spec("rclpy") is None:
+        raise ValueError("--live: rclpy is not installed; source a ROS setup, or: pip install 'xmodal_seg[pip-ros]'")
+    if arguments.rate <= 0:
+        raise ValueError(f"--rate: expected more than 0, got {arguments.rate:g}")
+    given = [f"--{name.replace('_', '-')}" for name in _OFFLINE if getattr(arguments, name) is not None]
+    if given:
+        raise ValueError(f"--live does not go with {', '.join(given)}: the nodes find these themselves")
+
+
+def live_parameters(given: Input, arguments: argparse.Namespace, *, mode: str) -> dict[str, Any]:
+    """Parameter file of the nodes: those of the demo, but nobody waits for anybody."""
+    from xmodal_seg.commands.demo import node_parameters
+
+    parameters = node_parameters(given, checkpoint=arguments.checkpoint, device=arguments.device)
+    segmentation = parameters["/xmodal_seg"]["ros__parameters"]
+    player = parameters["/play_bag"]["ros__parameters"]
+    for values, names in ((player, _PACING), (segmentation, _PATIENCE)):
+        for name in names:
+            values.pop(name, None)
+    player["rate"] = arguments.rate
+    # The lighting node hears points and images too, so these say nothing about the segmentation node.
+    player["wait_for_topics"] += [camera.camera_info for camera in given.topics.cameras]
+    segmentation["lighting_topic"] = "lighting" if mode == "select" else ""
+    if mode == "select":
+        shared = ("use_sim_time", "autostart", "cameras", "image_topics", "image_transport", "points_topic")
+        # Copied, since YAML writes one object in two places as an alias, which rcl does not read.
+        lighting = {name: deepcopy(segmentation[name]) for name in (*shared, "reliability")}
+        parameters["/lighting"] = {"ros__parameters": {**lighting, "coefficients": arguments.lighting or ""}}
+    return parameters
+
+
+def scored_answers(
+    frames: Iterable[Frame], recorder: Recorder, *, label_space: LabelSpace, conditions: Conditions
+) -> Iterator[ScoredFrame]:
+    """The frames that were answered, scored; bank, version and light are those of the diagnostics at that time.
+
+    Raises ValueError for an answer with another number of points than its sweep.
+    """
+    from xmodal_seg.bag_evaluation import MINUTE_NS, FrameScore, ScoredFrame, compare
+    from xmodal_seg.bag_files import RawMessage
+    from xmodal_seg.bag_writing import LABELLED_TOPIC
+    from xmodal_seg.messages import decode_cloud_labels
+    from xmodal_seg.nodes.playback import header_stamp_ns
+
+    answers = {header_stamp_ns(data): data for data in recorder.clouds}
+    start_ns: int | None = None
+    for number, frame in enumerate(frames):
+        start_ns = frame.stamp_ns if start_ns is None else start_ns
+        if frame.stamp_ns not in answers:
+            continue
+        message = RawMessage(
+            topic=LABELLED_TOPIC, msgtype="sensor_msgs/msg/PointCloud2", stamp_ns=0, data=answers[frame.stamp_ns]
+        ).decode()
+        labels = decode_cloud_labels(message).astype(np.uint8)
+        if len(labels) != frame.num_points:
+            raise ValueError(
+                f"sweep at {frame.stamp_ns / 1e9:.3f} s: expected {frame.num_points} labels from the node, "
+                f"got {len(labels)}"
+            )
+        status = _status_at(recorder.statuses, recorder.answered_s[frame.stamp_ns])
+        light = _light_of(status)
+        score = FrameScore(
+            number=number,
+            stamp_ns=frame.stamp_ns,
+            minute=(frame.stamp_ns - start_ns) // MINUTE_NS,
+            condition=conditions.at(frame.stamp_ns) or light.condition,
+            light=light,
+            bank=status.get("bank", ""),
+            model_version=status.get("model", "").partition(",")[0].removeprefix("version "),
+            confusion=compare(frame, labels, num_classes=label_space.num_classes),
+            times_ms={},
+        )
+        yield ScoredFrame(score=score, frame=frame, labels=labels)
+
+
+def live_facts(recorder: Recorder, *, num_sweeps: int, rate: float) -> dict[str, Any]:
+    """Latency (sweep to answer, as seen from outside), age at publishing (in the time of the bag) and losses."""
+    from xmodal_seg.commands.demo_report import stage_times
+
+    latencies_ms = [
+        (came_s - recorder.asked_s[stamp_ns]) * 1e3
+        for stamp_ns, came_s in recorder.answered_s.items()
+        if stamp_ns in recorder.asked_s
+    ]
+    last = recorder.statuses[-1].values if recorder.statuses else {}
+    return {
+        "rate": rate,
+        "sweeps": num_sweeps,
+        "answered": len(recorder.answered_s),
+        "lost": num_sweeps - len(recorder.answered_s),
+        "counted_by_the_node": {
+            name: int(value) for name, value in last.items() if name in _LOST or name.startswith("pairing ")
+        },
+        "latency_ms": _percentiles(latencies_ms),
+        "age_ms": _percentiles(recorder.ages_ms),
+        "stage_ms": stage_times(recorder.statuses),
+    }
+
+
+def _until_quiet(
+    recorder: Recorder, nodes: Sequence[Child], player: Child, *, mode: str, num_sweeps: int
+) -> Iterator[None]:
+    """Record until the playback has ended and nothing comes any more; yields all the time."""
+    from rich.progress import Progress
+
+    with Progress() as progress:
+        task = progress.add_task(f"live, mode {mode}", total=num_sweeps)
+        while True:
+            yield
+            recorder.spin_once(0.05)
+            progress.update(task, completed=len(recorder.clouds))
+            for node in nodes:
+                if node.exit_code() is not None:
+                    raise ValueError(f"{node.name} ended early with exit code {node.exit_code()}:\n{node.last_lines()}")
+            if player.exit_code() is None:
+                ended_s = time.monotonic()
+            elif player.exit_code() != 0:
+                raise ValueError(f"{player.name} ended with exit code {player.exit_code()}:\n{player.last_lines()}")
+            elif time.monotonic() - max(ended_s, *recorder.answered_s.values(), 0.0) > _QUIET_S:
+                return
+
+
+def _status_at(statuses: Sequence[Status], time_s: float) -> dict[str, str]:
+    """The values of the first status from `time_s` on that says more than 'not active', else of the last one."""
+    telling = [status for status in statuses if "model" in status.values]
+    if not telling:
+        return {}
+    return next((status.values for status in telling if status.arrived_s >= time_s), telling[-1].values)
+
+
+def _light_of(values: dict[str, str]) -> Any:
+    from xmodal_seg.bag_evaluation import FrameLight
+
+    if "lambda" not in values:
+        return FrameLight()
+    return FrameLight(
+        guidance=float(values["lambda"]),
+        confidence=float(values["lighting confidence"]),
+        condition=values["condition"],
+    )
+
+
+def _percentiles(values: Sequence[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    named = {f"p{share}": float(np.percentile(values, share)) for share in (50, 95, 99)}
+    return {name: round(value, 1) for name, value in (named | {"max": max(values)}).items()}

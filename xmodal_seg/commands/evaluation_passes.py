@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One pass over a bag for each mode: offline, or through the running nodes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from xmodal_seg.commands.bag_arguments import frames_of
+
+if TYPE_CHECKING:
+    from xmodal_seg.bag_evaluation import FrameScore, ScoredFrame
+    from xmodal_seg.bag_topics import Conditions
+    from xmodal_seg.commands.evaluation_results import ModeResult
+    from xmodal_seg.commands.rerun_recording import RerunRecording
+    from xmodal_seg.evaluation_modes import ModeName
+    from xmodal_seg.inference import Segmenter
+    from xmodal_seg.labels import LabelSpace
+    from xmodal_seg.structures import Frame
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drive:
+    """What is known of the bag before its frames are read."""
+
+    num_sweeps: int
+    label_topic: str | None
+    truth_space: LabelSpace | None  # of the label topic, None where the bag does not say
+    conditions: Conditions
+
+
+def evaluate_offline(
+    arguments: argparse.Namespace, drive: Drive, name: ModeName, segmenter: Segmenter, recording: RerunRecording | None
+) -> ModeResult:
+    """The whole bag in one mode."""
+    from rich.progress import track
+
+    from xmodal_seg.adaptation.settings import AdaptationSettings
+    from xmodal_seg.bag_evaluation import evaluate
+    from xmodal_seg.commands.evaluation_results import ModeResult
+    from xmodal_seg.config import load_settings
+    from xmodal_seg.evaluation_modes import LightOfFrames, make_mode
+    from xmodal_seg.lighting import LightingEstimator
+    from xmodal_seg.lighting_model import load_coefficients
+    from xmodal_seg.lighting_state import BankSettings
+
+    file = arguments.adaptation
+    mode = make_mode(
+        name,
+        segmenter=segmenter,
+        bank=BankSettings(),
+        adaptation=load_settings(AdaptationSettings, file) if file else AdaptationSettings(),
+    )
+    estimator = LightingEstimator(coefficients=load_coefficients(arguments.lighting))
+    scored_frames = evaluate(
+        _frames(arguments, drive, segmenter.label_space),
+        segmenter=segmenter,
+        mode=mode,
+        light_of=LightOfFrames(estimator=estimator),
+        condition_at=drive.conditions.at,
+    )
+    tracked = track(scored_frames, description=f"mode {name}", total=drive.num_sweeps)
+    scores, worst = _collect(tracked, name, recording, num_worst=arguments.worst)
+    return _checked(ModeResult(name=name, scores=scores, worst=worst, facts=mode.facts()), arguments)
+
+
+def evaluate_live(
+    arguments: argparse.Namespace, drive: Drive, name: str, label_space: LabelSpace, recording: RerunRecording | None
+) -> ModeResult:
+    """The bag through the nodes, at its own speed."""
+    from xmodal_seg.commands.evaluate_live import live_facts, play, scored_answers
+    from xmodal_seg.commands.evaluation_results import ModeResult
+
+    recorder = play(arguments, name, Path(arguments.out))
+    facts = live_facts(recorder, num_sweeps=drive.num_sweeps, rate=arguments.rate)
+    if not facts["answered"]:
+        raise ValueError(f"--live: no sweep came back labelled; the nodes' logs are in {arguments.out}/live_{name}")
+    print(f"{name}: {facts['answered']} of {facts['sweeps']} sweeps answered, latency {facts['latency_ms']} ms")
+    frames = _frames(arguments, drive, label_space)
+    scored = scored_answers(frames, recorder, label_space=label_space, conditions=drive.conditions)
+    scores, worst = _collect(scored, name, recording, num_worst=arguments.worst)
+    return _checked(ModeResult(name=f"live_{name}", scores=scores, worst=worst, facts=facts), arguments)
+
+
+def _collect(
+    scored_frames: Iterable[ScoredFrame], name: str, recording: RerunRecording | None, *, num_worst: int
+) -> tuple[tuple[FrameScore, ...], tuple[ScoredFrame, ...]]:
+    """All scores and the worst frames."""
+    from xmodal_seg.bag_evaluation import WorstFrames
+
+    scores, worst = [], WorstFrames(number=num_worst)
+    for scored in scored_frames:
+        scores.append(scored.score)
+        worst.add(scored)
+        if recording is not None:
+            recording.add(name, scored)
+    return tuple(scores), worst.frames
+
+
+def _checked(result: ModeResult, arguments: argparse.Namespace) -> ModeResult:
+    if not result.num_scored:
+        raise ValueError(f"{arguments.bag}: {result.name}: no labelled point has ground truth of the model's classes")
+    return result
+
+
+def _frames(arguments: argparse.Namespace, drive: Drive, label_space: LabelSpace) -> Iterator[Frame]:
+    from xmodal_seg.commands.evaluation_truth import KittiLabels, NuScenesLabels
+
+    frames = frames_of(arguments)
+    if arguments.label_format == "semantic_kitti":
+        kitti = KittiLabels(arguments.labels, label_space=label_space, num_sweeps=drive.num_sweeps)
+        return kitti.added_to(frames)
+    if arguments.label_format == "nuscenes":
+        return NuScenesLabels(arguments.labels, label_space=label_space).added_to(frames)
+    return frames

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lifecycle node `lighting`: camera images in, darkness, guidance (lambda), confidence and condition out.
+
+Threads: callbacks put messages into keep-newest slots, one for each camera and one for the LiDAR; their workers share
+one estimator behind a lock.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleNode, LifecycleState
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import NavSatStatus
+from std_msgs.msg import Float32
+
+from xmodal_seg.lighting import CameraLighting, Exposure, LightingEstimator
+from xmodal_seg.lighting_model import load_coefficients
+from xmodal_seg.lighting_state import common_light
+from xmodal_seg.messages import decode_cloud, decode_small_image, stamp_ns
+from xmodal_seg.nodes.conversions import diagnostic_status
+from xmodal_seg.nodes.lighting_inputs import LightingInputs
+from xmodal_seg.nodes.lighting_messages import lighting_message
+from xmodal_seg.nodes.lighting_settings import LightingNodeSettings
+from xmodal_seg.nodes.mailbox import Worker
+from xmodal_seg.nodes.parameters import ParameterGuard, declare_all
+from xmodal_seg.nodes.runner import run_node
+from xmodal_seg.nodes.transitions import configure_and_activate, transition
+
+_STOP_TIMEOUT_S = 5.0
+_LOG_EVERY_S = 10.0
+_RELIABLE = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.RELIABLE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Configured:
+    """What on_configure makes and on_cleanup frees."""
+
+    estimator: LightingEstimator
+    lighting: Any  # publishers
+    guidance: Any
+    workers: dict[str, Worker[Any]]  # by camera
+    lidar: Worker[Any]
+
+
+class LightingNode(LifecycleNode):
+    """Estimates the light in every camera's images; see the README for topics and parameters."""
+
+    def __init__(self, **node_args: Any) -> None:
+        """Declares the parameters. Raises ValueError, one sentence, if they do not fit together."""
+        super().__init__("lighting", **node_args)
+        self.settings = declare_all(self, LightingNodeSettings)
+        self._guard = ParameterGuard(node=self, cls=LightingNodeSettings, on_change=self._settings_changed)
+        self._lock = threading.Lock()  # of the estimator and what belongs to it
+        self._configured: _Configured | None = None
+        self._inputs: LightingInputs | None = None  # while active
+        self._exposures: dict[str, Exposure] = {}
+        self._newest: tuple[int, float] | None = None  # stamp of the newest image, and when it came (steady clock)
+        self._problems: dict[str, tuple[str, float]] = {}  # sentence and time of each source
+        steady = Clock(clock_type=ClockType.STEADY_TIME)  # must go on when simulated time stands still
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._timer = self.create_timer(self.settings.diagnostics_period_s, self._publish_diagnostics, clock=steady)
+        self._watchdog = self.create_timer(self.settings.estimator.stale_after_s, self._watch, clock=steady)
+
+    @transition
+    def on_configure(self, _: LifecycleState) -> None:
+        """Load the coefficients, create publishers."""
+        settings = self.settings
+        estimator = LightingEstimator(
+            settings=settings.estimator, coefficients=load_coefficients(settings.coefficients)
+        )
+        self._configured = _Configured(
+            estimator=estimator,
+            lighting=self.create_lifecycle_publisher(DiagnosticArray, "lighting", _RELIABLE),
+            guidance=self.create_lifecycle_publisher(Float32, "~/lambda", _RELIABLE),
+            workers={
+                camera: Worker(
+                    handler=partial(self._estimate, camera),
+                    on_error=partial(self._failed, f"camera {camera!r}"),
+                    name=f"lighting {camera}",
+                )
+                for camera in settings.cameras
+            },
+            lidar=Worker(handler=self._check_lidar, on_error=partial(self._failed, "points"), name="lidar health"),
+        )
+        origin = "calibrated" if estimator.coefficients.calibrated else "default coefficients, not calibrated"
+        self.get_logger().info(f"lighting of {', '.join(settings.cameras) or 'no camera'}: {origin}")
+
+    @transition
+    def on_activate(self, state: LifecycleState) -> None:
+        """Start the workers and subscribe; a failure leaves the node inactive and configured."""
+        configured = self._require_configured()
+        for worker in (*configured.workers.values(), configured.lidar):
+            worker.start()
+        super().on_activate(state)
+        try:
+            self._inputs = LightingInputs(
+                node=self,
+                settings=self.settings,
+                on_image=self._image,
+                on_exposure=self._exposures.__setitem__,
+                on_points=self._points,
+                on_fix=self._fix,
+            )
+        except Exception:
+            super().on_deactivate(state)
+            self._stop_work()
+            raise
+
+    @transition
+    def on_deactivate(self, state: LifecycleState) -> None:
+        """Unsubscribe and forget what was seen."""
+        self._stop_work()
+        super().on_deactivate(state)
+
+    @transition
+    def on_cleanup(self, _: LifecycleState) -> None:
+        """Free what configuring made."""
+        self.close()
+
+    @transition
+    def on_shutdown(self, _: LifecycleState) -> None:
+        """End from any state."""
+        self.close()
+
+    @transition
+    def on_error(self, _: LifecycleState) -> None:
+        """Back to unconfigured after a failed transition."""
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers and free what configuring made; harmless in any state."""
+        self._stop_work()
+        configured, self._configured = self._configured, None
+        if configured is not None:
+            for publisher in (configured.lighting, configured.guidance):
+                self.destroy_lifecycle_publisher(publisher)
+
+    def _require_configured(self) -> _Configured:
+        if self._configured is None:
+            raise RuntimeError("not configured")
+        return self._configured
+
+    def _stop_work(self) -> None:
+        inputs, self._inputs = self._inputs, None
+        if inputs is not None:
+            inputs.close()
+        if self._configured is None:
+            return
+        for worker in (*self._configured.workers.values(), self._configured.lidar):
+            if not worker.stop(timeout_s=_STOP_TIMEOUT_S):
+                raise RuntimeError("an image in work does not end")
+        with self._lock:
+            self._configured.estimator.reset()
+            self._exposures.clear()
+            self._newest = None
+
+    def _image(self, camera: str, message: Any) -> None:
+        self._require_configured().workers[camera].put(message)
+
+    def _points(self, message: Any) -> None:
+        self._require_configured().lidar.put(message)
+
+    def _estimate(self, camera: str, message: Any) -> None:
+        """Worker: one image to an estimate of all cameras."""
+        configured = self._require_configured()
+        image, stamp = decode_small_image(message), stamp_ns(message)
+        with self._lock:
+            configured.estimator.update(camera, image, stamp, self._exposures.get(camera))
+            self._newest = stamp, time.monotonic()
+            cameras = configured.estimator.current(stamp)
+        self._publish(configured, cameras, stamp)
+
+    def _check_lidar(self, message: Any) -> None:
+        points = decode_cloud(message, intensity_range=None).points
+        with self._lock:
+            self._require_configured().estimator.update_lidar(points, stamp_ns(message))
+
+    def _fix(self, message: Any) -> None:
+        if message.status.status == NavSatStatus.STATUS_NO_FIX:
+            return
+        try:
+            with self._lock:
+                self._require_configured().estimator.update_fix(latitude=message.latitude, longitude=message.longitude)
+        except ValueError as error:
+            self._failed("fix", error)
+
+    def _watch(self) -> None:
+        """Say that estimates are stale when no image comes any more."""
+        configured, inputs = self._configured, self._inputs
+        if configured is None or inputs is None:
+            return
+        with self._lock:
+            if self._newest is None:
+                return
+            stamp, came_s = self._newest
+            now_ns = stamp + round((time.monotonic() - came_s) * 1e9)
+            cameras = configured.estimator.current(now_ns)
+        if cameras and all("stale" in camera.reasons for camera in cameras):
+            self._publish(configured, cameras, stamp)
+
+    def _publish(self, configured: _Configured, cameras: Sequence[CameraLighting], stamp: int) -> None:
+        estimator = self.settings.estimator
+        configured.lighting.publish(
+            lighting_message(
+                cameras, node_name=self.get_name(), stamp_ns=stamp, min_confidence=estimator.min_confidence
+            )
+        )
+        light = common_light(cameras, min_confidence=estimator.min_confidence)
+        middle = (estimator.lambda_min + estimator.lambda_max) / 2
+        configured.guidance.publish(Float32(data=middle if light is None else light.guidance))
+
+    def _failed(self, source: str, error: Exception) -> None:
+        sentence = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        before, now_s = self._problems.get(source), time.monotonic()
+        if before is None or now_s - before[1] > _LOG_EVERY_S:
+            self.get_logger().warning(f"{source}: {sentence}")
+        self._problems[source] = sentence, now_s
+
+    def _settings_changed(self, settings: LightingNodeSettings) -> None:
+        self.settings = settings
+        if self._configured is not None:
+            with self._lock:
+                self._configured.estimator.apply(settings.estimator)
+
+    def _publish_diagnostics(self) -> None:
+        message = DiagnosticArray()
+        message.header.stamp = self.get_clock().now().to_msg()
+        message.status = [self._status()]
+        self._diagnostics.publish(message)
+
+    def _status(self) -> Any:
+        name = f"{self.get_name()}: lighting"
+        configured, newest = self._configured, self._newest
+        if configured is None or self._inputs is None:
+            return diagnostic_status(name=name, level="OK", message="not active")
+        if newest is None:
+            return diagnostic_status(name=name, level="STALE", message="no image yet")
+        with self._lock:
+            now_ns = newest[0] + round((time.monotonic() - newest[1]) * 1e9)
+            cameras = configured.estimator.current(now_ns)
+        unsure = [c for c in cameras if c.confidence < self.settings.estimator.min_confidence]
+        said = [f"{c.name}: {c.condition}, lambda {c.guidance:.2f}" for c in cameras]
+        said += [f"{c.name}: {', '.join(c.reasons)}" for c in unsure]
+        fresh = {source: text for source, (text, at) in self._problems.items() if time.monotonic() - at < _LOG_EVERY_S}
+        said += [f"{source}: {text}" for source, text in fresh.items()]
+        values = {
+            "calibrated": configured.estimator.coefficients.calibrated,
+            **{f"{camera} images": worker.handled for camera, worker in configured.workers.items()},
+            **{f"{camera} skipped": worker.dropped for camera, worker in configured.workers.items()},
+        }
+        return diagnostic_status(
+            name=name, level="WARN" if unsure or fresh else "OK", message="; ".join(said), values=values
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the node until it is told to stop; 0 on an orderly end, 1 if it could not start."""
+    return run_node(LightingNode, argv=argv, on_start=_autostart, close=LightingNode.close)
+
+
+def _autostart(node: LightingNode) -> bool:
+    return not node.settings.autostart or configure_and_activate(node)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
