@@ -86,6 +86,20 @@ def test_while_busy_only_the_newest_waits(bench: Bench) -> None:
     assert bench.worker.dropped == 2
 
 
+def test_idle_means_that_nothing_is_in_work_and_nothing_waits(bench: Bench) -> None:
+    assert bench.worker.is_idle
+    bench.worker.put("first")
+    bench.begun.get(timeout=LONG_S)
+    assert not bench.worker.is_idle
+    bench.worker.put("second")
+    bench.let_on.release(2)
+    assert bench.worker.stop(timeout_s=LONG_S)
+    assert bench.worker.is_idle
+    waiting: Worker[int] = Worker(name="not started", handler=print, on_error=print)
+    waiting.put(1)
+    assert not waiting.is_idle
+
+
 def test_an_exception_is_reported_and_the_next_item_handled(bench: Bench) -> None:
     error = RuntimeError("one bad frame")
     bench.worker.put(error)

@@ -74,6 +74,7 @@ class OnlineAdapter:
             breathe=self._breathe,
         )
         self._lock = threading.RLock()  # of the turns; held for a whole one
+        self._forgives = False  # strikes, at the beginning of the next turn
         self._mode: Mode = settings.mode
         self._publisher.set_serving(settings.mode == "on")
 
@@ -123,6 +124,7 @@ class OnlineAdapter:
     def step_if_due(self) -> list[StepReport]:
         """Take in what was set aside and, when a turn is due and nothing speaks against it, learn; the steps taken."""
         with self._lock:
+            self._take_up_changes()
             while (arrival := self._intake.take()) is not None:
                 self._turns.take_in(arrival, self._intake)
             bin = self._intake.begin_turn()
@@ -134,11 +136,17 @@ class OnlineAdapter:
             return reports
 
     def enable(self, mode: Mode) -> None:
-        """Change the mode; what serves follows before the next frame. Strikes are forgiven."""
-        with self._lock:
-            for learner in self._turns.learners.values():
-                learner.forgive()
-            self._set_mode(mode)
+        """Change the mode without waiting; what serves follows before the next frame. Strikes are forgiven."""
+        self._forgives = True
+        self._set_mode(mode)
+
+    def apply(self, settings: AdaptationSettings) -> None:
+        """Take over thresholds without waiting: those of the guards at once, those of the gate with the next turn.
+
+        The mode is left as it is (`enable`), and so is what is fixed at the start: steps, memory, state.
+        """
+        self._settings = settings
+        self._intake.apply(settings)
 
     def reset(self) -> None:
         """Back to the reference everywhere; the frames in memory stay."""
@@ -204,6 +212,12 @@ class OnlineAdapter:
             num_probes=0 if bin is None else turns.memory.num_probes(bin),
             dropped=self._intake.dropped,
         )
+
+    def _take_up_changes(self) -> None:
+        self._turns.apply(self._settings)
+        if self._forgives:
+            self._forgives = False
+            self._turns.forgive()
 
     def _set_mode(self, mode: Mode) -> None:
         self._mode = mode

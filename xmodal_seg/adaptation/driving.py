@@ -63,8 +63,10 @@ class AdapterThread:
         return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> None:
-        """Begin; nothing while it runs already."""
+        """Begin; nothing while it runs already. Raises RuntimeError while a stop has yet to take effect."""
         if self.is_alive:
+            if self._stopping.is_set():
+                raise RuntimeError("adaptation: still at the turn it was in when it was stopped")
             return
         self._stopping.clear()
         if self._device.type == "cpu":

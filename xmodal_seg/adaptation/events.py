@@ -68,6 +68,13 @@ class EventLog:
         with self._lock:
             return tuple(self._events)
 
+    def after(self, number: int) -> tuple[int, tuple[Event, ...]]:
+        """How many events there were so far, and those after the first `number` that are still kept."""
+        with self._lock:
+            total = sum(self._counts.values())
+            num_new = min(total - number, len(self._events))
+            return total, tuple(self._events)[len(self._events) - num_new :]
+
     @property
     def counts(self) -> dict[str, int]:
         with self._lock:

@@ -83,6 +83,10 @@ class Gate:
     def has_labelled(self) -> bool:
         return bool(self._labelled)
 
+    def apply(self, settings: GateSettings) -> None:
+        """Judge by other thresholds from now on."""
+        self._settings = settings
+
     def judge(
         self,
         values: Mapping[str, torch.Tensor],

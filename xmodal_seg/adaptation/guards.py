@@ -64,6 +64,10 @@ class Guards:
         self.has_moved = True  # since that frame
         self._agreements: dict[Bin, deque[float]] = {}
 
+    def apply(self, settings: GuardSettings) -> None:
+        """Other thresholds from now on; what is usual stays known."""
+        self._settings = settings
+
     def check(self, facts: FrameFacts) -> tuple[Reason, ...]:
         """Why this frame is not to be learned from; empty: it is. To be called once for every frame, in order.
 

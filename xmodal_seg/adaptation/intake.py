@@ -51,6 +51,12 @@ class Intake:
         self._kept_ns: int | None = None
         self._generator = torch.Generator().manual_seed(settings.seed)
 
+    def apply(self, settings: AdaptationSettings) -> None:
+        """Other settings from the next frame on; may come from any thread."""
+        with self._lock:
+            self._settings = settings
+            self._guards.apply(settings.guards)
+
     def bin_of(self, bank: str) -> Bin | None:
         """The bin under which the bank was last seen; None: not yet."""
         return self._bins.get(bank)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,7 @@ from xmodal_seg.config import Settings
 
 Mode = Literal["off", "select", "shadow", "on"]
 Scope = Literal["point_norms", "fusion_norms"]
+DYNAMIC: dict[str, Any] = {"dynamic": True}  # a node may change it while it runs
 
 # Below this lambda the 3D net teaches the fused head and the fused head teaches the 3D net: without an anchor the two
 # follow each other anywhere.
@@ -58,17 +59,37 @@ class MemorySettings(Settings):
 class GateSettings(Settings):
     """What a candidate must show on held-out frames, against the frozen reference, before it is served."""
 
-    enabled: bool = True
-    every_steps: int = Field(default=20, ge=1, description="accepted steps between two judgements")
-    sure_probability: float = Field(default=0.9, gt=0, lt=1, description="the reference is sure of a point above this")
-    publish_sure_agreement: float = Field(default=0.99, ge=0, le=1, description="least agreement where it is sure")
-    reject_sure_agreement: float = Field(default=0.98, ge=0, le=1, description="below: a strike")
-    min_agreement: float = Field(default=0.95, ge=0, le=1, description="least agreement on all points")
-    max_marginal_kl: float = Field(default=0.02, ge=0, description="KL of the shares of the classes")
-    max_class_loss: float = Field(default=0.5, gt=0, le=1, description="share that a class may lose")
-    watched_share: float = Field(default=0.01, ge=0, lt=1, description="rarer classes are not watched")
-    max_labelled_loss: float = Field(default=0.5, ge=0, description="mIoU points lost on the packaged labelled frames")
-    max_distance: float = Field(default=0.5, gt=0, description="largest change of a single number")
+    enabled: bool = Field(default=True, description="false: everything finite is served (an experiment only)")
+    every_steps: int = Field(
+        default=20, json_schema_extra=DYNAMIC, ge=1, description="accepted steps between two judgements"
+    )
+    sure_probability: float = Field(
+        default=0.9, json_schema_extra=DYNAMIC, gt=0, lt=1, description="the reference is sure of a point above this"
+    )
+    publish_sure_agreement: float = Field(
+        default=0.99, json_schema_extra=DYNAMIC, ge=0, le=1, description="least agreement where it is sure"
+    )
+    reject_sure_agreement: float = Field(
+        default=0.98, json_schema_extra=DYNAMIC, ge=0, le=1, description="below: a strike"
+    )
+    min_agreement: float = Field(
+        default=0.95, json_schema_extra=DYNAMIC, ge=0, le=1, description="least agreement on all points"
+    )
+    max_marginal_kl: float = Field(
+        default=0.02, json_schema_extra=DYNAMIC, ge=0, description="KL of the shares of the classes"
+    )
+    max_class_loss: float = Field(
+        default=0.5, json_schema_extra=DYNAMIC, gt=0, le=1, description="share that a class may lose"
+    )
+    watched_share: float = Field(
+        default=0.01, json_schema_extra=DYNAMIC, ge=0, lt=1, description="rarer classes are not watched"
+    )
+    max_labelled_loss: float = Field(
+        default=0.5, json_schema_extra=DYNAMIC, ge=0, description="mIoU points lost on the packaged labelled frames"
+    )
+    max_distance: float = Field(
+        default=0.5, json_schema_extra=DYNAMIC, gt=0, description="largest change of a single number"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> GateSettings:
@@ -83,20 +104,46 @@ class GateSettings(Settings):
 class GuardSettings(Settings):
     """When the stream is not to be learned from."""
 
-    min_confidence: float = Field(default=0.5, ge=0, le=1, description="of the lighting estimate of a camera")
-    max_desync_s: float = Field(default=0.1, ge=0, description="largest difference of an image's and the sweep's stamp")
-    max_gap_s: float = Field(default=10.0, gt=0, description="a longer silence is a jump of the clock")
-    settle_frames: int = Field(default=10, ge=0, description="good frames before learning goes on after any trouble")
-    deadline_ms: float = Field(default=0.0, ge=0, description="p95 latency of inference above this pauses; 0: never")
-    min_movement_m: float = Field(default=1.0, ge=0, description="where odometry is given: travelled since the last")
+    min_confidence: float = Field(
+        default=0.5, json_schema_extra=DYNAMIC, ge=0, le=1, description="of the lighting estimate of a camera"
+    )
+    max_desync_s: float = Field(
+        default=0.1,
+        json_schema_extra=DYNAMIC,
+        ge=0,
+        description="largest difference of an image's and the sweep's stamp",
+    )
+    max_gap_s: float = Field(
+        default=10.0, json_schema_extra=DYNAMIC, gt=0, description="a longer silence is a jump of the clock"
+    )
+    settle_frames: int = Field(
+        default=10, json_schema_extra=DYNAMIC, ge=0, description="good frames before learning goes on after any trouble"
+    )
+    deadline_ms: float = Field(
+        default=0.0, json_schema_extra=DYNAMIC, ge=0, description="p95 latency of inference above this pauses; 0: never"
+    )
+    min_movement_m: float = Field(
+        default=1.0, json_schema_extra=DYNAMIC, ge=0, description="where odometry is given: travelled since the last"
+    )
     min_range_change: float = Field(
-        default=0.02, ge=0, description="without odometry: median relative change of the sweep's ranges"
+        default=0.02,
+        json_schema_extra=DYNAMIC,
+        ge=0,
+        description="without odometry: median relative change of the sweep's ranges",
     )
-    parked_after_s: float = Field(default=5.0, ge=0, description="without movement since the last frame that was kept")
+    parked_after_s: float = Field(
+        default=5.0, json_schema_extra=DYNAMIC, ge=0, description="without movement since the last frame that was kept"
+    )
     max_agreement_drop: float = Field(
-        default=0.2, gt=0, le=1, description="2D and 3D heads agreeing this much less than usual: a sensor fault"
+        default=0.2,
+        json_schema_extra=DYNAMIC,
+        gt=0,
+        le=1,
+        description="2D and 3D heads agreeing this much less than usual: a sensor fault",
     )
-    min_usual_frames: int = Field(default=8, ge=1, description="frames before what is usual is known")
+    min_usual_frames: int = Field(
+        default=8, json_schema_extra=DYNAMIC, ge=1, description="frames before what is usual is known"
+    )
 
 
 class StateSettings(Settings):
@@ -111,11 +158,12 @@ class AdaptationSettings(Settings):
 
     mode: Mode = Field(
         default="off",
+        json_schema_extra=DYNAMIC,
         description="off; select: banks follow the light; shadow: adapts and reports, serves nothing; on: serves",
     )
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="of the points and frames that are drawn")
     period_frames: int = Field(default=10, ge=1, description="frames between two turns of the adapter")
-    steps_per_turn: int = Field(default=1, ge=1, le=1000)
+    steps_per_turn: int = Field(default=1, ge=1, le=1000, description="optimiser steps of a turn")
     min_interval_s: float = Field(default=1.0, ge=0, description="between two turns of the adapter's thread")
     num_threads: int = Field(default=1, ge=1, le=256, description="torch threads of the adapter on a CPU")
     reset_every_steps: int = Field(default=1000, ge=1, description="accepted steps, then back to the reference")

@@ -53,6 +53,17 @@ class Turns:
         self._untried: set[Bin] = set()  # taken up from disk and not judged yet
         self._generator = torch.Generator().manual_seed(settings.seed + 1)
 
+    def apply(self, settings: AdaptationSettings) -> None:
+        """Other settings of turns and gates; those of steps, memory and state stay as they were."""
+        self._settings = settings
+        for parts in self._parts.values():
+            parts.gate.apply(settings.gate)
+
+    def forgive(self) -> None:
+        """No strikes in any bin."""
+        for learner in self.learners.values():
+            learner.forgive()
+
     def take_in(self, arrival: Arrival, intake: Intake) -> None:
         """Let the reference speak about a frame that was set aside and, unless its sensors disagree, remember it."""
         if arrival.ready is not None:

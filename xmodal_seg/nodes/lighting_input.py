@@ -48,6 +48,13 @@ class LightingInput:
         with self._lock:
             return self._selector.bank
 
+    def lights(self) -> dict[str, ReportedLight]:
+        """The newest estimate of each camera; empty before the first message and once they stop coming."""
+        with self._lock:
+            if self._came_s is None or time.monotonic() - self._came_s > _OLD_AFTER_S:
+                return {}
+            return {camera.name: camera for camera in self._cameras}
+
     def reset(self) -> None:
         """After a jump in time: begin to count anew; the bank stays."""
         with self._lock:

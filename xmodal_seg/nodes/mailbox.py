@@ -49,6 +49,10 @@ class Mailbox(Generic[T]):
             self._item = None
 
     @property
+    def is_empty(self) -> bool:
+        return self._item is None
+
+    @property
     def is_open(self) -> bool:
         return self._is_open
 
@@ -83,6 +87,11 @@ class Worker(Generic[T]):
     def dropped(self) -> int:
         """Items that were replaced before their turn."""
         return self.mailbox.dropped
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is in work and nothing waits."""
+        return self.busy_since is None and self.mailbox.is_empty
 
     @property
     def is_alive(self) -> bool:

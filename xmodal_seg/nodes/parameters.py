@@ -161,10 +161,18 @@ class ParameterGuard(Generic[SettingsT]):
     """Refuses parameter changes that do not validate, and tells `on_change` the settings after one that does.
 
     `on_change` is called when the change has taken place; on Humble, which has no callback for that, just before.
+    `check` may refuse settings that are valid in themselves by a ValueError.
     """
 
-    def __init__(self, *, node: Node, cls: type[SettingsT], on_change: Callable[[SettingsT], None]) -> None:
-        self._node, self._cls, self._on_change = node, cls, on_change
+    def __init__(
+        self,
+        *,
+        node: Node,
+        cls: type[SettingsT],
+        on_change: Callable[[SettingsT], None],
+        check: Callable[[SettingsT], None] = lambda _: None,
+    ) -> None:
+        self._node, self._cls, self._on_change, self._check_more = node, cls, on_change, check
         self._names = {leaf.name for leaf in _leaves(cls)}
         self._tells_after = hasattr(node, "add_post_set_parameters_callback")
         node.add_on_set_parameters_callback(self._check)
@@ -183,6 +191,7 @@ class ParameterGuard(Generic[SettingsT]):
             return SetParametersResult(successful=True)
         try:
             settings = _parse(self._cls, {**_ros_values(self._node, self._cls), **changes}, where="parameters")
+            self._check_more(settings)
         except ValueError as error:
             return SetParametersResult(successful=False, reason=str(error))
         if not self._tells_after:

@@ -2,8 +2,8 @@
 """The lifecycle node `xmodal_seg`: camera images and LiDAR sweeps in, labelled sweeps out.
 
 Threads: the executor's callbacks only fill the pairing and a keep-newest mailbox; one worker decodes, infers and
-publishes. Between two frames the worker changes to the weight bank that the topic `lighting` asks for. The adaptation
-services of the design join here: `~/adaptation/*` beside the outputs.
+publishes. Between two frames the worker changes to the weight bank that the topic `lighting` asks for, and puts in what
+the adapter, which learns in a thread of its own, has on offer.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState
 
+from xmodal_seg.adaptation.adapter import OnlineAdapter
 from xmodal_seg.calibration_file import load_calibration_file
 from xmodal_seg.inference import Segmenter
+from xmodal_seg.nodes.adaptation_link import AdaptationLink
+from xmodal_seg.nodes.adaptation_services import AdaptationServices
 from xmodal_seg.nodes.conversions import diagnostic_status, make_image_decoder
 from xmodal_seg.nodes.extrinsics import Extrinsics, make_extrinsics
 from xmodal_seg.nodes.frame_assembly import FrameAssembler
@@ -48,6 +51,7 @@ class _Configured:
     assemble: FrameAssembler
     outputs: Outputs
     worker: Worker[Pair]
+    adaptation: AdaptationLink
 
 
 class SegmentationNode(LifecycleNode):
@@ -57,11 +61,14 @@ class SegmentationNode(LifecycleNode):
         """Declares the parameters. Raises ValueError, one sentence, if they do not fit together."""
         super().__init__("xmodal_seg", **node_args)
         self.settings = declare_all(self, SegmentationNodeSettings)
-        self._guard = ParameterGuard(node=self, cls=SegmentationNodeSettings, on_change=self._settings_changed)
+        self._guard = ParameterGuard(
+            node=self, cls=SegmentationNodeSettings, on_change=self._settings_changed, check=self._check_settings
+        )
         self._configured: _Configured | None = None
         self._inputs: Inputs | None = None  # while active
         self._lighting: LightingInput | None = None  # while active, if asked for
         self._health = Health(now_s=time.monotonic())
+        self._adaptation_services = AdaptationServices(node=self, adapter=self._adapter, enable=self._enable_adaptation)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # The steady clock: diagnostics must go on when simulated time stands still.
         self._diagnostics_timer = self.create_timer(
@@ -80,6 +87,8 @@ class SegmentationNode(LifecycleNode):
             settings.checkpoint or None, device=settings.device, point_scope=settings.point_scope
         )
         segmenter.warm_up(num_cameras=len(settings.cameras))
+        worker = Worker(handler=self._process, on_error=self._frame_failed, name="inference")
+        adaptation = AdaptationLink(segmenter=segmenter, settings=settings.adaptation, idle=lambda: worker.is_idle)
         extrinsics = make_extrinsics(node=self, settings=settings, calibration_file=calibration_file)
         assemble = FrameAssembler(
             settings=settings, extrinsics=extrinsics, calibration_file=calibration_file, decode_image=decode_image
@@ -89,7 +98,8 @@ class SegmentationNode(LifecycleNode):
             extrinsics=extrinsics,
             assemble=assemble,
             outputs=Outputs(node=self, label_space=segmenter.label_space, cameras=settings.cameras),
-            worker=Worker(handler=self._process, on_error=self._frame_failed, name="inference"),
+            worker=worker,
+            adaptation=adaptation,
         )
         self.get_logger().info(f"model: {segmenter.description}")
         if not segmenter.trained:
@@ -102,6 +112,7 @@ class SegmentationNode(LifecycleNode):
         configured.worker.start()
         super().on_activate(state)
         try:
+            configured.adaptation.start()
             self._health = Health(now_s=time.monotonic())
             self._inputs = Inputs(
                 node=self,
@@ -147,12 +158,12 @@ class SegmentationNode(LifecycleNode):
         self.close()
 
     def close(self) -> None:
-        """Stop the worker and free everything that configuring made; harmless in any state.
+        """Stop the threads and free everything that configuring made; harmless in any state.
 
-        Raises RuntimeError, and frees nothing, while the worker does not let go of its frame.
+        Raises RuntimeError, and frees nothing, while the worker keeps at its frame or the adapter at its turn.
         """
         if not self._stop_work():
-            raise RuntimeError("the frame in work does not end, so its model cannot be freed")
+            raise RuntimeError("the frame or the turn in work does not end, so its model cannot be freed")
         configured, self._configured = self._configured, None
         if configured is not None:
             configured.outputs.close()
@@ -165,16 +176,21 @@ class SegmentationNode(LifecycleNode):
         return self._configured
 
     def _stop_work(self) -> bool:
-        """Unsubscribe and stop the worker; False if it is still at a frame."""
+        """Unsubscribe and stop the threads; False if one is still at a frame or a turn."""
         inputs, self._inputs = self._inputs, None
         lighting, self._lighting = self._lighting, None
         for subscribed in (inputs, lighting):
             if subscribed is not None:
                 subscribed.close()
-        if self._configured is None or self._configured.worker.stop(timeout_s=_STOP_TIMEOUT_S):
+        if self._configured is None:
             return True
-        self.get_logger().warning(f"the frame in work has not ended after {_STOP_TIMEOUT_S:.0f} s")
-        return False
+        ended = {
+            "frame": self._configured.worker.stop(timeout_s=_STOP_TIMEOUT_S),
+            "turn of the adapter": self._configured.adaptation.stop(timeout_s=_STOP_TIMEOUT_S),
+        }
+        for work in (work for work, has_ended in ended.items() if not has_ended):
+            self.get_logger().warning(f"the {work} in work has not ended after {_STOP_TIMEOUT_S:.0f} s")
+        return all(ended.values())
 
     def _pair_ready(self, pair: Pair) -> None:
         dropped = self._require_configured().worker.put(pair)
@@ -193,7 +209,11 @@ class SegmentationNode(LifecycleNode):
         if self.settings.cameras and not assembled.frame.cameras:
             self._health.count("lidar_only_frames")
         self._follow_light(configured.segmenter)
-        labelled = configured.segmenter.predict(assembled.frame, min_probability=self.settings.min_probability)
+        adaptation = configured.adaptation
+        adaptation.serve()
+        labelled = configured.segmenter.predict(
+            assembled.frame, min_probability=self.settings.min_probability, keep=adaptation.is_learning
+        )
         labelled_s = time.perf_counter()
         if labelled.num_left_out:
             self._health.count("points_left_out", labelled.num_left_out)
@@ -212,6 +232,8 @@ class SegmentationNode(LifecycleNode):
         age_ms = (now_ns - pair.stamp_ns) / 1e6 if now_ns else 0.0  # simulated time has not begun
         outputs.publish_times({**times_ms, "pipeline_latency": age_ms})
         self._health.frame_done(now_s=time.monotonic(), frame_ms=times_ms["frame"], age_ms=age_ms, stages_ms=times_ms)
+        lights = {} if self._lighting is None else self._lighting.lights()
+        adaptation.observe(assembled.frame, labelled, lights=lights, latency_ms=times_ms["frame"])
 
     def _follow_light(self, segmenter: Segmenter) -> None:
         """Worker, between two frames: serve the bank that the light asks for."""
@@ -244,14 +266,39 @@ class SegmentationNode(LifecycleNode):
         if self._lighting is not None:
             self._lighting.reset()
 
+    def _check_settings(self, settings: SegmentationNodeSettings) -> None:
+        if settings.adaptation.learns and self._configured is not None:
+            self._adapter()
+
     def _settings_changed(self, settings: SegmentationNodeSettings) -> None:
         self.settings = settings
+        if self._configured is not None:
+            self._configured.adaptation.apply(settings.adaptation)
+
+    def _adapter(self) -> OnlineAdapter:
+        """Raises ValueError before the node is configured and for a model that cannot adapt."""
+        if self._configured is None:
+            raise ValueError("adaptation: the node is not configured yet")
+        return self._configured.adaptation.adapter
+
+    def _enable_adaptation(self) -> None:
+        self._require_configured().adaptation.enable(self.settings.adaptation)
 
     def _publish_diagnostics(self) -> None:
         message = DiagnosticArray()
         message.header.stamp = self.get_clock().now().to_msg()
         message.status = [self._status()]
+        if self._configured is not None:
+            self._tell_news(self._configured.adaptation)
+            message.status.append(self._configured.adaptation.status(name=f"{self.get_name()}: adaptation"))
         self._diagnostics.publish(message)
+
+    def _tell_news(self, adaptation: AdaptationLink) -> None:
+        said, problems = adaptation.news()
+        for sentence in said:
+            self.get_logger().info(f"adaptation: {sentence}")
+        for sentence in problems:
+            self._report("adaptation", sentence, level="WARN")
 
     def _status(self) -> DiagnosticStatus:
         name = f"{self.get_name()}: segmentation"

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from xmodal_seg.config import PointScope, Settings
 from xmodal_seg.lighting_state import BankSettings
+from xmodal_seg.nodes.adaptation_settings import NodeAdaptationSettings
 
 DYNAMIC: dict[str, Any] = {"dynamic": True}
 
@@ -99,6 +100,7 @@ class SegmentationNodeSettings(Settings):
         description="estimates of the lighting node: the weight bank follows the light; empty: serve the default bank",
     )
     bank: BankSettings = BankSettings()
+    adaptation: NodeAdaptationSettings = NodeAdaptationSettings()
 
     min_probability: float = Field(
         default=0.0, ge=0, le=1, json_schema_extra=DYNAMIC, description="less probable labels are published as 255"
@@ -149,6 +151,11 @@ class SegmentationNodeSettings(Settings):
             )
         if not self.calibration_file and (self.transforms == "file" or not self.use_camera_info):
             raise ValueError("calibration_file: needed by transforms=file and by use_camera_info=false, but not given")
+        if self.adaptation.learns and not (self.cameras and self.lighting_topic):
+            raise ValueError(
+                f"adaptation.mode: {self.adaptation.mode} needs cameras and lighting_topic, from which lambda comes, "
+                f"got {self.cameras} and {self.lighting_topic!r}"
+            )
         return self
 
     def image_topic(self, number: int) -> str:

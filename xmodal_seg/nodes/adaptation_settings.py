@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters `adaptation.*` of the segmentation node."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from xmodal_seg.adaptation.settings import DYNAMIC, AdaptationSettings, Mode
+
+
+class NodeAdaptationSettings(AdaptationSettings):
+    """Those of the adapter, and where the node finds what belongs to it."""
+
+    mode: Mode = Field(
+        default="off",
+        json_schema_extra=DYNAMIC,
+        description="off; select: as off, since banks follow lighting_topic in every mode; shadow: learns and reports, "
+        "serves nothing; on: serves what passes the gate",
+    )
+    state_folder: str = Field(
+        default="", description="folder that keeps what was learned, taken up again at start; empty: it is forgotten"
+    )
+    labelled_frames: str = Field(
+        default="",
+        description="folder of labelled frames that the gate judges by too; empty: frames held out of the drive alone",
+    )
+
+    @property
+    def learns(self) -> bool:
+        return self.mode in ("shadow", "on")
