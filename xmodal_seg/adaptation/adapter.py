@@ -125,7 +125,8 @@ class OnlineAdapter:
         """Take in what was set aside and, when a turn is due and nothing speaks against it, learn; the steps taken."""
         with self._lock:
             self._take_up_changes()
-            while (arrival := self._intake.take()) is not None:
+            # Not until none waits: where frames come faster than they are taken in, no step would ever be made.
+            for arrival in self._intake.take():
                 self._turns.take_in(arrival, self._intake)
             bin = self._intake.begin_turn()
             if bin is None or not self.is_learning:

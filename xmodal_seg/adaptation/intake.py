@@ -91,10 +91,12 @@ class Intake:
                 self._set_aside(labelled.seen, light, facts)
         return reasons
 
-    def take(self) -> Arrival | None:
-        """The oldest frame that waits."""
+    def take(self) -> tuple[Arrival, ...]:
+        """The frames that wait, oldest first."""
         with self._lock:
-            return self._waiting.popleft() if self._waiting else None
+            waiting = tuple(self._waiting)
+            self._waiting.clear()
+            return waiting
 
     def begin_turn(self) -> Bin | None:
         """The bin to learn in, if a turn is due and nothing speaks against it."""

@@ -78,7 +78,7 @@ class Recorder:
 
     def _diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
-            if status.name.startswith(f"{NODE_NAME}:"):
+            if status.name == f"{NODE_NAME}: segmentation":
                 values = {entry.key: entry.value for entry in status.values}
                 self.statuses.append(
                     Status(level=status.level[0], message=status.message, values=values, arrived_s=time.monotonic())

@@ -232,7 +232,8 @@ class SegmentationNode(LifecycleNode):
         age_ms = (now_ns - pair.stamp_ns) / 1e6 if now_ns else 0.0  # simulated time has not begun
         outputs.publish_times({**times_ms, "pipeline_latency": age_ms})
         self._health.frame_done(now_s=time.monotonic(), frame_ms=times_ms["frame"], age_ms=age_ms, stages_ms=times_ms)
-        lights = {} if self._lighting is None else self._lighting.lights()
+        lighting = self._lighting  # the other thread may take it away
+        lights = {} if lighting is None else lighting.lights()
         adaptation.observe(assembled.frame, labelled, lights=lights, latency_ms=times_ms["frame"])
 
     def _follow_light(self, segmenter: Segmenter) -> None:
