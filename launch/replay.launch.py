@@ -53,6 +53,8 @@ def make_nodes(context: LaunchContext) -> list:
     arguments = {name: given[name] or value for name, value in bag_arguments(given["bag"]).items()}
     images = [topic for topic in arguments["image_topics"].split(",") if topic]
     suffix = "/compressed" if arguments["image_transport"] == "compressed" else ""
+    namespace = given.get("namespace", "").strip("/")
+    node_name = f"/{namespace}/xmodal_seg" if namespace else "/xmodal_seg"
     player = Node(
         package="xmodal_seg",
         executable="play_bag_node",
@@ -61,11 +63,13 @@ def make_nodes(context: LaunchContext) -> list:
         parameters=[
             {
                 "bag": given["bag"],
-                "rate": float(given["rate"]),
-                "loop": given["loop"].lower() == "true",
-                "start_offset_s": float(given["start_offset"]),
+                "rate": to_number("rate", given["rate"]),
+                "loop": to_bool("loop", given["loop"]),
+                "start_offset_s": to_number("start_offset", given["start_offset"]),
                 "wait_for_topics": [arguments["points_topic"], *(image + suffix for image in images)],
-                "pace_topic": f"{given.get('namespace', '')}/xmodal_seg/points" if given["pace"] == "true" else "",
+                # The lighting node hears the same topics, and is ready sooner.
+                "wait_for_nodes": [node_name],
+                "pace_topic": f"{node_name}/points" if to_bool("pace", given["pace"]) else "",
             }
         ],
     )
@@ -99,3 +103,16 @@ def bag_arguments(bag_path: str) -> dict[str, str]:
         "intensity_min": str(intensity_min),
         "intensity_max": str(intensity_max),
     }
+
+
+def to_bool(name: str, text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f"{name}: expected true or false, got {text!r}")
+    return text.lower() == "true"
+
+
+def to_number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected a number, got {text!r}") from error

@@ -7,7 +7,6 @@ from pathlib import Path
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown
-from launch.conditions import IfCondition
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
@@ -62,7 +61,7 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def make_nodes(context: LaunchContext) -> list:
-    """The nodes with the parameters that were given, and RViz if asked for."""
+    """The nodes with the parameters that were given, lighting and RViz if asked for."""
     values = {name: context.perform_substitution(LaunchConfiguration(name)) for name in ARGUMENTS}
     node = Node(
         package="xmodal_seg",
@@ -81,8 +80,7 @@ def make_nodes(context: LaunchContext) -> list:
         namespace=values["namespace"],
         parameters=[values["lighting_params_file"], lighting_overrides(values)],
         arguments=["--ros-args", "--log-level", values["log_level"]],
-        output="screen",
-        condition=IfCondition(values["lighting"]),
+        output="screen",  # and no on_exit: segmentation goes on without it, with the bank it serves
     )
     rviz = Node(
         package="rviz2",
@@ -90,9 +88,10 @@ def make_nodes(context: LaunchContext) -> list:
         namespace=values["namespace"],  # the layout's topics are relative
         arguments=["-d", str(SHARE / "config/rviz/seg.rviz"), *fixed_frame(values["lidar_frame"])],
         parameters=[{"use_sim_time": to_bool("use_sim_time", values["use_sim_time"])}],
-        condition=IfCondition(values["rviz"]),
     )
-    return [*large_message_transport(), node, lighting, rviz]
+    optional = {"lighting": lighting, "rviz": rviz}
+    asked_for = [action for name, action in optional.items() if to_bool(name, values[name])]
+    return [*large_message_transport(), node, *asked_for]
 
 
 def parameter_overrides(values: dict[str, str]) -> dict[str, object]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -18,26 +20,42 @@ import pytest
 pytest.importorskip("launch_ros", reason="launch_ros is missing: it comes with a ROS installation, not from PyPI")
 
 from diagnostic_msgs.msg import DiagnosticArray
-from helpers import make_frame
+from helpers import make_calibration, make_frame
 from lifecycle_msgs.srv import GetState
+from light_pictures import day_picture
 from node_harness import save_tiny_checkpoint
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import PointCloud2
 
 from xmodal_seg.bags import write_bag
+from xmodal_seg.nodes.lighting_messages import read_lighting
+from xmodal_seg.structures import CameraView, Frame
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow, pytest.mark.usefixtures("large_data")]
 LAUNCH = Path(__file__).parents[1] / "launch"
 NUM_SWEEPS = 5
+HEIGHT, WIDTH = 61, 83  # the lighting node refuses images below 16 px
+TIMEOUT_S = 120.0
+NODES = ("xmodal_seg", "lighting")
 
 
 @pytest.fixture(scope="module")
 def bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bags") / "drive"
-    frames = [make_frame(num_points=300 + i, stamp_ns=1_700_000_000 * 10**9 + i * 10**8) for i in range(NUM_SWEEPS)]
-    write_bag(path, frames, label_topic=None)
+    write_bag(path, [daylight_frame(number) for number in range(NUM_SWEEPS)], label_topic=None)
     return path
+
+
+def daylight_frame(number: int) -> Frame:
+    stamp_ns = 1_700_000_000 * 10**9 + number * 10**8
+    camera = CameraView(
+        name="front",
+        image=day_picture(number, size=(HEIGHT, WIDTH)),
+        calibration=make_calibration(height=HEIGHT, width=WIDTH),
+        stamp_ns=stamp_ns,
+    )
+    return replace(make_frame(num_points=300 + number, stamp_ns=stamp_ns), cameras=(camera,))
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +95,11 @@ def run_to_its_end(*arguments: str, folder: Path) -> tuple[int, str]:
     return process.returncode, process.stdout + process.stderr
 
 
+def ended_cleanly(output: str) -> set[str]:
+    """The executables that launch saw end with exit code 0."""
+    return set(re.findall(r"\[(\w+)-\d+\]: process has finished cleanly", output))
+
+
 def load_launch_module(name: str) -> object:
     spec = importlib.util.spec_from_file_location(name, LAUNCH / f"{name}.launch.py")
     assert spec is not None
@@ -94,42 +117,110 @@ def test_show_args_lists_every_argument(name: str, tmp_path: Path) -> None:
         assert f"'{argument}'" in output
 
 
-def test_replay_reaches_active_by_itself_labels_the_bag_and_ends_with_sigint(
-    ros_context: object, bag: Path, checkpoint: Path, tmp_path: Path
+class Listener:
+    """Hears what the launched nodes publish and asks for their lifecycle states."""
+
+    def __init__(self, context: object) -> None:
+        self.node = Node("listener", context=context)
+        self.executor = SingleThreadedExecutor(context=context)
+        self.executor.add_node(self.node)
+        self.clouds: list[PointCloud2] = []
+        self.lighting: list[DiagnosticArray] = []
+        self.diagnosed: dict[str, dict[str, str]] = {}  # by status
+        self.node.create_subscription(PointCloud2, "/xmodal_seg/points", self.clouds.append, 50)
+        self.node.create_subscription(DiagnosticArray, "/lighting", self.lighting.append, 50)
+        self.node.create_subscription(DiagnosticArray, "/diagnostics", self._note, 10)
+        self._clients = {name: self.node.create_client(GetState, f"/{name}/get_state") for name in NODES}
+
+    def spin_until(self, condition: Callable[[], bool], process: subprocess.Popen, log: Path) -> None:
+        """Spin while the launch runs; its output is the reason where what is waited for does not happen."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not condition():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, f"{self.diagnosed}\n{log.read_text()}"
+            self.executor.spin_once(timeout_sec=0.1)
+
+    def is_active(self, name: str) -> bool:
+        if not self._clients[name].service_is_ready():
+            return False
+        future = self._clients[name].call_async(GetState.Request())
+        self.executor.spin_until_future_complete(future, timeout_sec=1.0)
+        return future.done() and future.result().current_state.label == "active"
+
+    def segmentation(self) -> dict[str, str]:
+        return self.diagnosed.get("xmodal_seg: segmentation", {})
+
+    def close(self) -> None:
+        self.executor.shutdown()
+        self.node.destroy_node()
+
+    def _note(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            self.diagnosed[status.name] = {value.key: value.value for value in status.values}
+
+
+@pytest.fixture
+def listener(ros_context: object) -> Iterator[Listener]:
+    listener = Listener(ros_context)
+    yield listener
+    listener.close()
+
+
+def test_replay_labels_every_sweep_of_the_bag_estimates_its_light_and_ends_with_sigint(
+    listener: Listener, bag: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    listener = Node("listener", context=ros_context)
-    clouds: list[PointCloud2] = []
-    listener.create_subscription(PointCloud2, "/xmodal_seg/points", clouds.append, 50)
-    diagnosed: dict[str, str] = {}
-
-    def note(message: DiagnosticArray) -> None:
-        diagnosed.update({value.key: value.value for value in message.status[0].values})
-
-    listener.create_subscription(DiagnosticArray, "/diagnostics", note, 10)
-    client = listener.create_client(GetState, "/xmodal_seg/get_state")
-    executor = SingleThreadedExecutor(context=ros_context)
-    executor.add_node(listener)
     log = tmp_path / "launch.log"
-    states = []
     arguments = [f"bag:={bag}", f"checkpoint:={checkpoint}", "device:=cpu", "pace:=true"]
     with launched("replay.launch.py", *arguments, log=log) as process:
-        deadline = time.monotonic() + 120
-        while (
-            len(clouds) < NUM_SWEEPS or "active" not in states or diagnosed.get("frames") != str(NUM_SWEEPS)
-        ) and time.monotonic() < deadline:
-            if client.service_is_ready():
-                future = client.call_async(GetState.Request())
-                executor.spin_until_future_complete(future, timeout_sec=1.0)
-                states += [future.result().current_state.label] if future.result() else []
-            executor.spin_once(timeout_sec=0.1)
-            assert process.poll() is None, log.read_text()
-    executor.shutdown()
-    listener.destroy_node()
-    assert process.returncode == 0, log.read_text()
-    assert "active" in states
-    assert [cloud.width for cloud in clouds] == [300 + i for i in range(NUM_SWEEPS)], log.read_text()
-    assert "lidar_only_frames" not in diagnosed, "the transforms did not arrive"
-    assert "Traceback" not in log.read_text()
+        listener.spin_until(lambda: all(listener.is_active(name) for name in NODES), process, log)
+        listener.spin_until(lambda: len(listener.clouds) >= NUM_SWEEPS, process, log)
+        listener.spin_until(lambda: listener.segmentation().get("frames") == str(NUM_SWEEPS), process, log)
+        listener.spin_until(lambda: bool(listener.lighting), process, log)
+    output = log.read_text()
+    assert process.returncode == 0, output
+    assert [cloud.width for cloud in listener.clouds] == [300 + i for i in range(NUM_SWEEPS)], output
+    assert "lidar_only_frames" not in listener.segmentation(), "the transforms did not arrive"
+    (light,) = read_lighting(listener.lighting[0])
+    assert light.name == "front"
+    assert light.darkness < 0.5, "a picture of a day"
+    assert ended_cleanly(output) == {"segmentation_node", "lighting_node", "play_bag_node"}, output
+    assert "[WARN]" not in output, output
+    assert "Traceback" not in output, output
+
+
+@pytest.mark.parametrize(
+    ("lighting", "executables"),
+    [("true", {"segmentation_node", "lighting_node"}), ("false", {"segmentation_node"})],
+)
+def test_seg_starts_lighting_beside_segmentation_unless_told_not_to(
+    lighting: str, executables: set[str], listener: Listener, checkpoint: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "launch.log"
+    arguments = [f"checkpoint:={checkpoint}", "device:=cpu", f"lighting:={lighting}"]
+    with launched("seg.launch.py", *arguments, log=log) as process:
+        names = NODES if lighting == "true" else ("xmodal_seg",)
+        listener.spin_until(lambda: all(listener.is_active(name) for name in names), process, log)
+        assert ("lighting" in listener.node.get_node_names()) == (lighting == "true")
+    output = log.read_text()
+    assert process.returncode == 0, output
+    assert ended_cleanly(output) == executables, output
+    assert "Traceback" not in output, output
+
+
+def test_wrong_coefficients_end_the_lighting_node_with_one_sentence_and_segmentation_goes_on(
+    listener: Listener, checkpoint: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "launch.log"
+    arguments = [f"checkpoint:={checkpoint}", "device:=cpu", "lighting_coefficients:=/nowhere.yaml"]
+    with launched("seg.launch.py", *arguments, log=log) as process:
+        listener.spin_until(lambda: "exit code 1" in log.read_text(), process, log)
+        listener.spin_until(lambda: listener.is_active("xmodal_seg"), process, log)
+    output = log.read_text()
+    said = [line for line in output.splitlines() if line.startswith("[lighting_node-2]") and "INFO" not in line]
+    assert len(said) == 1, output
+    assert "/nowhere.yaml" in said[0]
+    assert "[lighting_node-2]: process has died" in output
+    assert ended_cleanly(output) == {"segmentation_node"}, output
 
 
 def test_a_wrong_calibration_path_ends_with_one_sentence(checkpoint: Path, tmp_path: Path) -> None:
@@ -142,7 +233,19 @@ def test_a_wrong_calibration_path_ends_with_one_sentence(checkpoint: Path, tmp_p
     assert "exit code 1" in output
 
 
-def test_a_wrong_flag_is_named(tmp_path: Path) -> None:
-    code, output = run_to_its_end("seg.launch.py", "autostart:=perhaps", folder=tmp_path)
+@pytest.mark.parametrize(
+    ("file", "argument", "sentence"),
+    [
+        ("seg", "autostart:=perhaps", "autostart: expected true or false, got 'perhaps'"),
+        ("seg", "lighting:=perhaps", "lighting: expected true or false, got 'perhaps'"),
+        ("seg", "intensity_max:=bright", "intensity_max: expected a number, got 'bright'"),
+        ("replay", "loop:=perhaps", "loop: expected true or false, got 'perhaps'"),
+        ("replay", "pace:=perhaps", "pace: expected true or false, got 'perhaps'"),
+        ("replay", "rate:=fast", "rate: expected a number, got 'fast'"),
+    ],
+)
+def test_a_wrong_argument_is_named(file: str, argument: str, sentence: str, bag: Path, tmp_path: Path) -> None:
+    arguments = [f"bag:={bag}", argument] if file == "replay" else [argument]
+    code, output = run_to_its_end(f"{file}.launch.py", *arguments, folder=tmp_path)
     assert code != 0
-    assert "autostart: expected true or false, got 'perhaps'" in output
+    assert sentence in output

@@ -303,6 +303,8 @@ def test_types_that_are_not_installed_are_left_out(bench: Bench, tmp_path: Path)
         (("topics:=[/top]",), r"has no topic /top; it has /tf_static .*, /points "),
         (("wait_for_topics:=[/top]",), "has no topic /top"),
         (("topics:=[/points]", "wait_for_topics:=[/front/camera_info]"), "/front/camera_info is not among the topics"),
+        (("wait_for_nodes:=[/listener]",), "expected wait_for_topics beside it"),
+        (("wait_for_topics:=[/points]", "wait_for_nodes:=[listener]"), "begin with /, got 'listener'"),
         (("start_offset_s:=0.3",), r"start_offset_s: 0\.3 s is not within the bag's 0\.205 s"),
         (("pace_topic:=/answers", "pace_input:=/top"), "has no topic /top"),
         (("rate:=0.0",), "rate"),
@@ -327,6 +329,34 @@ def test_nobody_listening_ends_with_an_error(bench: Bench, bag_path: Path) -> No
     player.start()
     bench.spin_until(lambda: player.finished, what="the end")
     assert player.failure == "nobody subscribed to /points in 0.01 s"
+
+
+@pytest.mark.ros
+def test_the_playback_begins_when_the_named_node_has_subscribed(bench: Bench, bag_path: Path) -> None:
+    bench.listen(PointCloud2, "/roof")  # a light node beside the one that is waited for, and sooner
+    slow = rclpy.create_node("slow", namespace="/van", context=bench.context)
+    heard: list[PointCloud2] = []
+    player = bench.player(
+        bag_path, "wait_for_topics:=[/points]", "wait_for_nodes:=[/van/slow]", remap=("/points:=/roof",)
+    )
+    bench.executor.add_node(slow)
+    player.start()
+    for _ in range(10):  # it would have begun in this time
+        bench.executor.spin_once(timeout_sec=0.05)
+    assert bench.heard["/roof"] == []
+    slow.create_subscription(PointCloud2, "/roof", heard.append, 100)
+    bench.spin_until(lambda: len(heard) == 3, what="three sweeps at the slow node")
+    slow.destroy_node()
+
+
+@pytest.mark.ros
+def test_a_named_node_that_does_not_come_ends_with_an_error(bench: Bench, bag_path: Path) -> None:
+    bench.listen(PointCloud2, "/points")
+    player = bench.player(bag_path, "wait_for_topics:=[/points]", "wait_for_nodes:=[/van/slow]", "wait_timeout_s:=0.5")
+    player.start()
+    bench.spin_until(lambda: player.finished, what="the end")
+    assert player.failure == "/van/slow did not subscribe to /points in 0.5 s"
+    assert bench.heard["/points"] == []
 
 
 # --- the program -----------------------------------------------------------------------------------------------------

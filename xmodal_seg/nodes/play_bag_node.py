@@ -45,6 +45,9 @@ class PlayBagSettings(Settings):
     wait_for_topics: list[str] = Field(
         default=[], description="topics of the bag that must have a subscriber before the first message goes out"
     )
+    wait_for_nodes: list[str] = Field(
+        default=[], description="full names of nodes that must each be among these subscribers; empty: any one"
+    )
     wait_timeout_s: float = Field(default=60.0, gt=0, description="end with an error if they have none after this, s")
     pace_topic: str = Field(
         default="", description="PointCloud2 that answers each sweep with its stamp: the next sweep waits for it"
@@ -149,18 +152,32 @@ class PlayBagNode(Node):
 
     def _wait_for_subscribers(self) -> bool:
         deadline = time.monotonic() + self._settings.wait_timeout_s
-        missing = self._without_subscriber()
-        while missing:
+        while missing := self._missing_subscribers():
             if self._stop.wait(_POLL_S):
                 return False
             if time.monotonic() > deadline:
-                raise ValueError(f"nobody subscribed to {', '.join(missing)} in {self._settings.wait_timeout_s:g} s")
-            missing = self._without_subscriber()
+                raise ValueError(f"{missing} in {self._settings.wait_timeout_s:g} s")
         return not self._stop.is_set()
 
-    def _without_subscriber(self) -> list[str]:
+    def _missing_subscribers(self) -> str:
+        """Who did not subscribe to what; empty if the playback may begin."""
         publishers = {name: self._outputs.publishers[name] for name in self._settings.wait_for_topics}
-        return [name for name, publisher in publishers.items() if publisher.get_subscription_count() == 0]
+        unheard = [name for name, publisher in publishers.items() if publisher.get_subscription_count() == 0]
+        if unheard:
+            return f"nobody subscribed to {', '.join(unheard)}"
+        listeners = {name: self._listeners(publisher.topic_name) for name, publisher in publishers.items()}
+        for node in self._settings.wait_for_nodes:
+            unheard = [name for name, nodes in listeners.items() if node not in nodes]
+            if unheard:
+                return f"{node} did not subscribe to {', '.join(unheard)}"
+        return ""
+
+    def _listeners(self, topic: str) -> set[str]:
+        """Full names of the nodes that subscribe to `topic`."""
+        return {
+            f"{subscription.node_namespace.rstrip('/')}/{subscription.node_name}"
+            for subscription in self.get_subscriptions_info_by_topic(topic)
+        }
 
     def _wait_for_answer(self, timeline: Timeline) -> None:
         if self._pace is None:
@@ -186,6 +203,11 @@ class PlayBagNode(Node):
 def _check(bag: Bag, settings: PlayBagSettings, *, start_ns: int) -> None:
     for name in (*settings.topics, *settings.wait_for_topics, *filter(None, [settings.pace_input])):
         bag.require(name)
+    if settings.wait_for_nodes and not settings.wait_for_topics:
+        raise ValueError("wait_for_nodes: expected wait_for_topics beside it, got none")
+    for name in settings.wait_for_nodes:
+        if not name.startswith("/"):
+            raise ValueError(f"wait_for_nodes: expected full names that begin with /, got {name!r}")
     if not bag.num_messages:
         raise ValueError(f"bag {bag.path} holds no messages")
     if start_ns >= bag.end_ns:
