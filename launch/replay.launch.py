@@ -50,7 +50,8 @@ def generate_launch_description() -> LaunchDescription:
 def make_nodes(context: LaunchContext) -> list:
     """The player, and the segmentation node on the bag's topics."""
     given = {name: context.perform_substitution(LaunchConfiguration(name)) for name in context.launch_configurations}
-    arguments = {name: given[name] or value for name, value in bag_arguments(given["bag"]).items()}
+    found = bag_arguments(given["bag"], given=given)
+    arguments = {name: given[name] or value for name, value in found.items()}
     images = [topic for topic in arguments["image_topics"].split(",") if topic]
     suffix = "/compressed" if arguments["image_transport"] == "compressed" else ""
     namespace = given.get("namespace", "").strip("/")
@@ -80,13 +81,16 @@ def make_nodes(context: LaunchContext) -> list:
     return [segmentation, player]
 
 
-def bag_arguments(bag_path: str) -> dict[str, str]:
-    """seg.launch.py's arguments for a bag; ValueError if the node cannot take it as it is."""
+def bag_arguments(bag_path: str, *, given: dict[str, str]) -> dict[str, str]:
+    """seg.launch.py's arguments for a bag, of the topic of points and the cameras in `given` if it names them.
+
+    Raises ValueError if the bag lacks them, or the node cannot take it as it is.
+    """
     from xmodal_seg.bag_files import open_bag
     from xmodal_seg.bag_topics import find_topics, intensity_range_of
 
     with open_bag(bag_path) as bag:
-        topics = find_topics(bag)
+        topics = find_topics(bag, points_topic=given["points_topic"] or None, cameras=chosen_cameras(given))
         intensity_min, intensity_max = intensity_range_of(bag, topics.points)
     images = [camera.image for camera in topics.cameras]
     compressed = {image.endswith("/compressed") for image in images}
@@ -103,6 +107,14 @@ def bag_arguments(bag_path: str) -> dict[str, str]:
         "intensity_min": str(intensity_min),
         "intensity_max": str(intensity_max),
     }
+
+
+def chosen_cameras(given: dict[str, str]) -> list[str] | None:
+    """Which of the bag's cameras to find; None: all. With image topics of their own, cameras may have any name."""
+    if not given["cameras"] or given["image_topics"]:
+        return None
+    names = [name.strip() for name in given["cameras"].split(",")]
+    return [] if names == ["none"] else names
 
 
 def to_bool(name: str, text: str) -> bool:

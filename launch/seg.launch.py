@@ -43,6 +43,8 @@ ARGUMENTS = {
         "also start RViz with cloud and overlay (it has no display for diagnostics: see rqt_robot_monitor, Foxglove)",
     ),
 }
+# s; launch's own 5 are less than the 10 that the segmentation node gives a frame in work, and then it has still to end.
+SIGTERM_TIMEOUT = LaunchConfiguration("sigterm_timeout", default="15")
 # What the lighting node has as well, under the same name.
 SHARED = ("cameras", "image_topics", "image_transport", "points_topic", "reliability", "use_sim_time", "autostart")
 LISTS = ("cameras", "image_topics", "camera_info_topics", "camera_frames")
@@ -71,6 +73,7 @@ def make_nodes(context: LaunchContext) -> list:
         parameters=[values["params_file"], parameter_overrides(values)],
         arguments=["--ros-args", "--log-level", values["log_level"]],
         output="screen",
+        sigterm_timeout=SIGTERM_TIMEOUT,
         on_exit=Shutdown(reason="the segmentation node has ended"),
     )
     lighting = Node(
@@ -80,6 +83,7 @@ def make_nodes(context: LaunchContext) -> list:
         namespace=values["namespace"],
         parameters=[values["lighting_params_file"], lighting_overrides(values)],
         arguments=["--ros-args", "--log-level", values["log_level"]],
+        sigterm_timeout=SIGTERM_TIMEOUT,
         output="screen",  # and no on_exit: segmentation goes on without it, with the bank it serves
     )
     rviz = Node(

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -59,6 +60,13 @@ def daylight_frame(number: int) -> Frame:
 
 
 @pytest.fixture(scope="module")
+def two_camera_bag(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bags") / "two"
+    write_bag(path, [make_frame(num_cameras=2)], label_topic=None)
+    return path
+
+
+@pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
 
@@ -89,9 +97,14 @@ def launched(*arguments: str, log: Path) -> Iterator[subprocess.Popen]:
 
 
 def run_to_its_end(*arguments: str, folder: Path) -> tuple[int, str]:
+    """`ros2 launch` that ends by itself, and leaves nothing behind; its exit code and what it said."""
     process = subprocess.run(
-        ["ros2", "launch", "xmodal_seg", *arguments], capture_output=True, text=True, timeout=120, cwd=folder
+        ["ros2", "launch", "xmodal_seg", *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, cwd=folder
     )
+    left = [child for child in psutil.process_iter(["cwd"]) if child.info["cwd"] == str(folder)]
+    for child in left:
+        child.kill()
+    assert not left, f"left behind: {left}"
     return process.returncode, process.stdout + process.stderr
 
 
@@ -100,7 +113,7 @@ def ended_cleanly(output: str) -> set[str]:
     return set(re.findall(r"\[(\w+)-\d+\]: process has finished cleanly", output))
 
 
-def load_launch_module(name: str) -> object:
+def load_launch_module(name: str) -> Any:
     spec = importlib.util.spec_from_file_location(name, LAUNCH / f"{name}.launch.py")
     assert spec is not None
     assert spec.loader is not None
@@ -221,6 +234,34 @@ def test_wrong_coefficients_end_the_lighting_node_with_one_sentence_and_segmenta
     assert "/nowhere.yaml" in said[0]
     assert "[lighting_node-2]: process has died" in output
     assert ended_cleanly(output) == {"segmentation_node"}, output
+
+
+@pytest.mark.parametrize(
+    ("given", "cameras", "image_topics"),
+    [
+        ({}, "camera_0,camera_1", "/camera_0/image,/camera_1/image"),
+        ({"cameras": "camera_1"}, "camera_1", "/camera_1/image"),
+        ({"cameras": "camera_1, camera_0"}, "camera_1,camera_0", "/camera_1/image,/camera_0/image"),
+        ({"cameras": "none"}, "none", ""),
+        ({"cameras": "own", "image_topics": "/camera_1/image"}, "camera_0,camera_1", "/camera_0/image,/camera_1/image"),
+    ],
+)
+def test_replay_finds_the_topics_of_the_cameras_that_are_named(
+    given: dict[str, str], cameras: str, image_topics: str, two_camera_bag: Path
+) -> None:
+    nothing = dict.fromkeys(("points_topic", "cameras", "image_topics"), "")
+    arguments = load_launch_module("replay").bag_arguments(str(two_camera_bag), given={**nothing, **given})
+    assert (arguments["cameras"], arguments["image_topics"]) == (cameras, image_topics)
+    assert arguments["points_topic"] == "/points"
+
+
+def test_a_camera_or_topic_that_the_bag_lacks_is_named(two_camera_bag: Path) -> None:
+    bag_arguments = load_launch_module("replay").bag_arguments
+    nothing = dict.fromkeys(("points_topic", "cameras", "image_topics"), "")
+    with pytest.raises(ValueError, match="/roof"):
+        bag_arguments(str(two_camera_bag), given={**nothing, "points_topic": "/roof"})
+    with pytest.raises(ValueError, match="rear"):
+        bag_arguments(str(two_camera_bag), given={**nothing, "cameras": "rear"})
 
 
 def test_a_wrong_calibration_path_ends_with_one_sentence(checkpoint: Path, tmp_path: Path) -> None:

@@ -235,6 +235,19 @@ def test_what_is_missing_fails_the_start(parameters: dict[str, Any]) -> None:
     assert not started
 
 
+def test_without_a_camera_nothing_is_missed() -> None:
+    shown = Stage(cameras=[""])
+    node = shown.nodes[0]
+    started = node.trigger_configure().name == "SUCCESS" and node.trigger_activate().name == "SUCCESS"
+    try:
+        shown.spin_until(lambda: any(s.message == "no camera" for s in shown.status.values()), "the diagnostics")
+        level = shown.status["lighting: lighting"].level
+    finally:
+        shown.close()
+    assert started
+    assert level == DiagnosticStatus.OK
+
+
 def test_both_nodes_follow_the_light_with_bank_and_lambda(stage: Callable[..., Stage], tmp_path: Path) -> None:
     shown = stage(checkpoint=save_two_bank_checkpoint(tmp_path / "checkpoint"), **{"estimator.time_constant_s": 0.5})
     shown.transforms.publish(make_transform())

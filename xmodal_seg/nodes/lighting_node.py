@@ -242,6 +242,8 @@ class LightingNode(LifecycleNode):
         configured, newest = self._configured, self._newest
         if configured is None or self._inputs is None:
             return diagnostic_status(name=name, level="OK", message="not active")
+        if not configured.workers:
+            return diagnostic_status(name=name, level="OK", message="no camera")
         if newest is None:
             return diagnostic_status(name=name, level="STALE", message="no image yet")
         with self._lock:
