@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from helpers import NUM_CLASSES, make_frame, tiny_settings
 
 from xmodal_seg.checkpoint import bank_state, load_checkpoint, save_checkpoint
 from xmodal_seg.config import ImageBackboneSettings
-from xmodal_seg.inference import Segmenter, most_probable
-from xmodal_seg.labels import LabelSpace
+from xmodal_seg.inference import Segmenter, decide, most_probable
+from xmodal_seg.labels import UNLABELED, LabelSpace
 from xmodal_seg.models.segmenter import SegmentationModel
+from xmodal_seg.preprocess import prepare
+from xmodal_seg.structures import Head, Predictions
 
 SPACE = LabelSpace(name="five", class_names=tuple("abcde"), colours=tuple((40 * i, 0, 0) for i in range(NUM_CLASSES)))
 UNET = ImageBackboneSettings(kind="unet", name="narrow", weights="none", width=5)
@@ -185,3 +188,20 @@ def test_the_most_probable_class_is_the_first_of_the_largest(num_classes: int) -
         best, train_ids = most_probable(layout)
         assert torch.equal(best, probs.amax(dim=1))
         assert torch.equal(train_ids, torch.from_numpy(probs.numpy().argmax(axis=1)).to(torch.uint8))
+
+
+@pytest.mark.parametrize("main", [("fused", "3d"), ("fused",)])
+@pytest.mark.parametrize("cameras", [0, 1])
+def test_labels_are_those_of_the_ensemble(main: tuple[Head, ...], cameras: int) -> None:
+    frame = make_frame()
+    frame = replace(frame, cameras=frame.cameras[:cameras])
+    batch = prepare([frame], settings=tiny_settings().preprocess.model_copy(update={"point_scope": "all"}))
+    logits = {head: torch.randn(batch.num_points, NUM_CLASSES) for head in main}
+    predictions = Predictions(main=logits, mimic={}, ensemble_heads=main, visible=batch.visible)
+    labels, probability = decide(predictions, batch, num_points=frame.num_points, threshold=0.0)
+    best, train_ids = predictions.ensemble().max(dim=1)
+    expected = torch.where(best > 0, train_ids, UNLABELED)
+    np.testing.assert_array_equal(labels[batch.point_index], expected)
+    np.testing.assert_array_equal(probability[batch.point_index], best)
+    assert bool(batch.visible.any()) == bool(cameras)
+    assert not bool(batch.visible.all())

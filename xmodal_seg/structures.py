@@ -181,14 +181,24 @@ class Predictions:
 
         A model without a 3D main head says nothing about such points: their row is all zero.
         """
-        heads = [self.main[head] for head in self.ensemble_heads]
         seen = true_rows(self.visible)
         if len(seen) == len(self.visible):
-            return sum_of_softmax(heads) / len(heads)
+            return self.seen_ensemble(None)
+        return self.blind_ensemble().t().index_copy(1, seen, self.seen_ensemble(seen).t()).t()
+
+    def seen_ensemble(self, seen: torch.Tensor | None) -> torch.Tensor:
+        """(S, K) float32 probabilities of the rows `seen` (S,), which cameras see; None: of all."""
+        heads = [self.main[head] for head in self.ensemble_heads]
+        if seen is not None:
+            heads = [head.t().index_select(1, seen).t() for head in heads]
+        return sum_of_softmax(heads) / len(heads)
+
+    def blind_ensemble(self) -> torch.Tensor:
+        """(P, K) float32 probabilities as if no camera saw anything."""
         blind = self.main.get("3d")
-        probs = torch.zeros_like(heads[0], dtype=torch.float32) if blind is None else sum_of_softmax([blind])
-        spoken = sum_of_softmax([head.t().index_select(1, seen).t() for head in heads]) / len(heads)
-        return probs.t().index_copy(1, seen, spoken.t()).t()
+        if blind is None:
+            return torch.zeros_like(self.main[self.ensemble_heads[0]], dtype=torch.float32)
+        return sum_of_softmax([blind])
 
 
 def true_rows(mask: torch.Tensor) -> torch.Tensor:
