@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := pip-ros,sim,train,radio,viz,dev
+EXTRAS := pip-ros,sim,sun,train,radio,viz,dev
 
 .PHONY: demo test benchmark check-dependencies lint clean help
 
