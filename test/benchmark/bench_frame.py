@@ -45,14 +45,21 @@ BUDGETED = ("convert in", "pair", "prepare", "decide", "convert out", "publish")
 MODELS = ("demo", "paper")
 
 
-def run(*, device: str = "cpu", models: tuple[str, ...] = ("demo",), repeats: int = 15) -> list[dict[str, Any]]:
+def run(
+    *,
+    device: str = "cpu",
+    models: tuple[str, ...] = ("demo",),
+    points: tuple[int, ...] = (35_000, 120_000),
+    cameras: tuple[int, ...] = (1, 6),
+    repeats: int = 15,
+) -> list[dict[str, Any]]:
     """One row per model, number of points and number of cameras; times in ms."""
     target = resolve_device(device)
     rows = []
     for name in models:
         model = SegmentationModel(settings=model_settings(name)).to(target).eval()
-        for num_points in (35_000, 120_000):
-            for num_cameras in (1, 6):
+        for num_points in points:
+            for num_cameras in cameras:
                 times = measure(model, target, num_points=num_points, num_cameras=num_cameras, repeats=repeats)
                 budget = sum(times[stage] for stage in BUDGETED)
                 rows.append(
@@ -222,11 +229,19 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["demo"])
+    parser.add_argument("--points", type=int, nargs="+", default=[35_000, 120_000])
+    parser.add_argument("--cameras", type=int, nargs="+", default=[1, 6])
     parser.add_argument("--repeats", type=int, default=15)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    rows = run(device=arguments.device, models=tuple(arguments.models), repeats=arguments.repeats)
+    rows = run(
+        device=arguments.device,
+        models=tuple(arguments.models),
+        points=tuple(arguments.points),
+        cameras=tuple(arguments.cameras),
+        repeats=arguments.repeats,
+    )
     names = [f"{row['networks']}, {row['points'] // 1000}k points, {row['cameras']} cameras" for row in rows]
     print("| ms | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
     for stage in list(rows[0])[3:]:
