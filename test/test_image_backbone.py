@@ -49,6 +49,22 @@ def test_features_are_the_normed_patch_tokens_of_the_normalised_image():
     torch.testing.assert_close(vit(images), expected)
 
 
+def test_the_channels_of_a_patch_can_be_those_of_its_cells():
+    settings = ImageBackboneSettings(name=TINY, weights="none", model_args={"depth": 1}, cells_per_patch=2)
+    vit = FrozenViT(settings=settings)
+    images = torch.rand(1, 3, 32, 48)
+
+    cells = vit(images)
+
+    assert (vit.out_channels, vit.patch_size, cells.shape) == (48, 16, (1, 48, 4, 6))
+    vit.cells_per_patch = 1
+    patches = vit(images)
+    for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):  # row and column of a cell within its patch
+        assert torch.equal(cells[:, :, i::2, j::2], patches[:, 2 * i + j :: 4])
+    with pytest.raises(ValueError, match=r"cells_per_patch: expected the 192 channels .* multiple of 5\^2"):
+        FrozenViT(settings=settings.model_copy(update={"cells_per_patch": 5}))
+
+
 def test_frozen_stays_bit_identical_through_train_and_a_step():
     vit = _vit(drop_rate=0.3, proj_drop_rate=0.3)
     parent = torch.nn.Sequential(vit, torch.nn.Conv2d(192, 5, 1))

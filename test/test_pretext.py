@@ -235,18 +235,18 @@ def test_edges_are_where_a_neighbour_differs() -> None:
 def test_affinity_equals_a_plain_loop_over_pairs() -> None:
     torch.manual_seed(0)
     heads, batch = PretextHeads(width=5), tiny_batch(V=2, h=8, w=12)
-    tokens = torch.randn(4, 5, 4, 6)
-    embedded = heads.embed(tokens).detach().numpy()
-    shown = batch.piece[:, 0, 1::2, 1::2].numpy()
+    feats = torch.randn(4, 5, 8, 12)
+    embedded = heads.embed(feats).detach().numpy()
+    shown = batch.piece[:, 0].numpy()
     scale, bias = heads.scale.item(), heads.bias.item()
     means = []
     for down, right in pretext.NEIGHBOURS:
         pairs = [
             (v, i, j)
             for v in range(2)
-            for i in range(4)
-            for j in range(6)
-            if i + down < 4 and 0 <= j + right < 6 and max(shown[v, i, j], shown[v, i + down, j + right]) >= 0
+            for i in range(8)
+            for j in range(12)
+            if i + down < 8 and 0 <= j + right < 12 and max(shown[v, i, j], shown[v, i + down, j + right]) >= 0
         ]
         same = np.array([shown[v, i, j] == shown[v, i + down, j + right] for v, i, j in pairs])
         weight = np.where(same, 0.5 / max(same.mean(), 0.05), 0.5 / max(1 - same.mean(), 0.05))
@@ -254,22 +254,22 @@ def test_affinity_equals_a_plain_loop_over_pairs() -> None:
             dots = [embedded[one + v, :, i, j] @ embedded[other + v, :, i + down, j + right] for v, i, j in pairs]
             logits = scale * np.array(dots) + bias
             means.append(np.mean(weight * np.log1p(np.exp(np.where(same, -logits, logits)))))
-    assert float(pretext.affinity_loss(heads, tokens, batch.piece).detach()) == pytest.approx(np.mean(means), rel=1e-4)
+    assert float(pretext.affinity_loss(heads, feats, batch.piece).detach()) == pytest.approx(np.mean(means), rel=1e-4)
 
 
-def test_agreement_is_zero_for_equal_tokens_and_one_for_unrelated_ones() -> None:
-    tokens = torch.randn(1, 7, 40, 50)
-    assert float(pretext.agreement_loss(torch.cat([tokens, tokens]))) == 0
+def test_agreement_is_zero_for_equal_features_and_one_for_unrelated_ones() -> None:
+    feats = torch.randn(1, 7, 40, 50)
+    assert float(pretext.agreement_loss(torch.cat([feats, feats]))) == 0
     assert float(pretext.agreement_loss(torch.randn(2, 7, 40, 50))) == pytest.approx(1, abs=0.05)
 
 
 def test_dense_terms_equal_numpy_and_ignore_the_sky() -> None:
     torch.manual_seed(0)
     batch, heads = tiny_batch(), PretextHeads(width=7)
-    tokens = torch.randn(6, 7, 3, 5)
+    feats = torch.randn(6, 7, 6, 10)
     with torch.no_grad():
-        losses = pretext_losses(tokens, heads, batch, ObjectiveWeights())
-    predicted = {name: value.detach().numpy() for name, value in heads.targets(tokens).items()}
+        losses = pretext_losses(feats, heads, batch, ObjectiveWeights())
+    predicted = {name: value.detach().numpy() for name, value in heads.targets(feats).items()}
     seen = np.concatenate([batch.depth.numpy()] * 2)[:, 0] > 0
     depth = np.concatenate([np.log(np.maximum(batch.depth.numpy(), 0.3))] * 2)[:, 0]
     height = np.concatenate([np.arcsinh(batch.height.numpy() / 0.15)] * 2)[:, 0]
@@ -284,16 +284,16 @@ def test_dense_terms_equal_numpy_and_ignore_the_sky() -> None:
     assert float(losses["extent"]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_every_term_reaches_the_tokens_and_a_weight_of_zero_leaves_it_out() -> None:
+def test_every_term_reaches_the_features_and_a_weight_of_zero_leaves_it_out() -> None:
     batch, heads = tiny_batch(), PretextHeads(width=7)
     for name in ObjectiveWeights.model_fields:
         only = ObjectiveWeights(**{other: float(other == name) for other in ObjectiveWeights.model_fields})
-        tokens = torch.randn(6, 7, 3, 5, requires_grad=True)
-        losses = pretext_losses(tokens, heads, batch, only)
+        feats = torch.randn(6, 7, 6, 10, requires_grad=True)
+        losses = pretext_losses(feats, heads, batch, only)
         assert list(losses) == [name]
         pretext.weighted_sum(losses, only).backward()
-        assert tokens.grad is not None
-        assert float(tokens.grad.abs().sum()) > 0, name
+        assert feats.grad is not None
+        assert float(feats.grad.abs().sum()) > 0, name
 
 
 # --- runs ----------------------------------------------------------------------------------------------------------
@@ -312,6 +312,7 @@ def tiny_recipe(**changes: object) -> PretextRecipe:
             "num_classes": 0,
             "pretrained_cfg_overlay": {"num_classes": 0},
         },
+        "cells_per_patch": 2,
         "open_streets": 1,
         "reuse": 50,
         "views": TINY,
@@ -413,7 +414,7 @@ def test_recipes_that_cannot_be_are_refused(changes, message) -> None:
 
 def test_networks_that_do_not_fit_are_refused(tmp_path) -> None:
     args = tiny_recipe().model_args
-    with pytest.raises(ValueError, match="expected patches of 8 px, got 16"):
+    with pytest.raises(ValueError, match="expected cells of 4 px, got 8"):
         pretext_run.PretextTrainer(tiny_recipe(model_args={**args, "patch_size": 4, "img_size": [32, 48]}), tmp_path)
     with pytest.raises(ValueError, match="at most 6000000 parameters"):
         pretext_run.PretextTrainer(tiny_recipe(model_args={**args, "embed_dim": 384, "depth": 6}), tmp_path)
@@ -429,7 +430,7 @@ def test_shipped_recipes_are_valid_and_small_enough() -> None:
     program = load_program("pretrain_image_backbone")
     for path in sorted(program.RECIPE.parent.glob("*.yaml")):
         recipe = load_pretext_recipe(path)
-        assert pretext_run.TrainableViT(recipe.backbone()).patch_size == 8, path
+        assert pretext_run.TrainableViT(recipe.backbone()).cell_px == 4, path
 
 
 def test_the_program_answers_mistakes_in_one_sentence(tmp_path, capsys) -> None:

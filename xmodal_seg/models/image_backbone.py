@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from xmodal_seg.config import ImageBackboneSettings
 from xmodal_seg.models.lifting import LiftMode
@@ -94,7 +95,8 @@ class FrozenViT(FrozenBackbone):
         network: Any = create_timm_model(settings, **any_size)
         network.reset_classifier(0)
         super().__init__(network)
-        self.out_channels = network.feature_info[-1]["num_chs"]
+        self.cells_per_patch = settings.cells_per_patch
+        self.out_channels = cell_channels(network.feature_info[-1]["num_chs"], settings)
         self.patch_size = network.feature_info[-1]["reduction"]
         self.model_args = dict(settings.model_args)
         mean, std = network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
@@ -105,7 +107,27 @@ class FrozenViT(FrozenBackbone):
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         normalised = (images - self.mean) / self.std
-        return self.network.forward_intermediates(normalised, indices=1, norm=True, intermediates_only=True)[0]
+        return patch_features(self.network, normalised, cells_per_patch=self.cells_per_patch)
+
+
+def patch_features(network: Any, images: torch.Tensor, *, cells_per_patch: int) -> torch.Tensor:
+    """Normalised images (I, 3, H, W) -> (I, D / n^2, n h, n w) of timm's last block after the final norm, n cells each way.
+
+    Channel c n^2 + n i + j of a patch is channel c of its cell in row i and column j (as `pixel_shuffle`).
+    """
+    tokens = network.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[0]
+    return functional.pixel_shuffle(tokens, cells_per_patch)
+
+
+def cell_channels(width: int, settings: ImageBackboneSettings) -> int:
+    """Channels of a cell for tokens of `width`; ValueError where they cannot be shared out evenly."""
+    cells = settings.cells_per_patch**2
+    if width % cells:
+        raise ValueError(
+            f"image_backbone.cells_per_patch: expected the {width} channels of {settings.name!r} to be a multiple of "
+            f"{settings.cells_per_patch}^2"
+        )
+    return width // cells
 
 
 def create_timm_model(settings: ImageBackboneSettings, **constructor_args: Any) -> nn.Module:

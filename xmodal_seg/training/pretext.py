@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a stand-in image backbone is pre-trained on: geometry, reflectance and borders of simulated views, no class.
 
-One linear layer reads all targets from the patch tokens, so that what a token knows can be read linearly; the two
-lights of a view must lead to the same tokens, and neighbouring tokens are close where they show the same object.
+One linear layer reads all targets from the features of a cell, so that what they know can be read linearly; the two
+lights of a view must lead to the same features, and neighbouring cells are close where they show the same object.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from torch.nn import functional
 from xmodal_seg.config import Settings
 from xmodal_seg.training.pretext_batches import PretextBatch
 
-CELLS = 2  # target cells along each side of a patch
 WIDTHS = {"depth": 1, "normal": 3, "albedo": 3, "height": 1, "edge": 1, "roughness": 1, "extent": 2}
 HEIGHT_UNIT_M = 0.15  # a curb; heights are compared as asinh(height / unit)
 EMBEDDING = 32
-NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (0, 4), (3, 0))  # (down, right) in patches
+NEIGHBOURS = ((0, 1), (1, 0), (2, 2), (2, -2), (0, 3), (3, 0), (0, 8), (6, 0))  # (down, right) in cells
 
 
 class ObjectiveWeights(Settings):
@@ -35,34 +34,34 @@ class ObjectiveWeights(Settings):
     roughness: float = Field(default=2.0, ge=0, description="spread of the normals around: leaves against walls")
     extent: float = Field(default=0.3, ge=0, description="log of top and width of the object a cell belongs to")
     affinity: float = Field(
-        default=0.5, ge=0, description="instance-contrastive: same object or not, near tokens, both lights"
+        default=0.5, ge=0, description="instance-contrastive: same object or not, near cells, both lights"
     )
-    agreement: float = Field(default=0.1, ge=0, description="squared difference of the tokens under the two lights")
+    agreement: float = Field(default=0.1, ge=0, description="squared difference of the features under the two lights")
 
 
 class PretextHeads(nn.Module):
-    """Tokens (I, D, h, w) -> each target (I, C, 2 h, 2 w), and an embedding (I, EMBEDDING, h, w) of unit length."""
+    """Features (I, D, h, w) of cells -> each target (I, C, h, w), and an embedding (I, EMBEDDING, h, w) of unit length."""
 
     def __init__(self, *, width: int) -> None:
         super().__init__()
-        self.dense = nn.Conv2d(width, sum(WIDTHS.values()) * CELLS**2, 1)
+        self.dense = nn.Conv2d(width, sum(WIDTHS.values()), 1)
         self.embedding = nn.Conv2d(width, EMBEDDING, 1, bias=False)
         self.scale = nn.Parameter(torch.tensor(8.0))
         self.bias = nn.Parameter(torch.tensor(-4.0))
 
-    def targets(self, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
-        parts = functional.pixel_shuffle(self.dense(tokens), CELLS).split(list(WIDTHS.values()), dim=1)
+    def targets(self, feats: torch.Tensor) -> dict[str, torch.Tensor]:
+        parts = self.dense(feats).split(list(WIDTHS.values()), dim=1)
         return dict(zip(WIDTHS, parts, strict=True))
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
-        return functional.normalize(self.embedding(tokens), dim=1)
+    def embed(self, feats: torch.Tensor) -> torch.Tensor:
+        return functional.normalize(self.embedding(feats), dim=1)
 
 
 def pretext_losses(
-    tokens: torch.Tensor, heads: PretextHeads, batch: PretextBatch, weights: ObjectiveWeights
+    feats: torch.Tensor, heads: PretextHeads, batch: PretextBatch, weights: ObjectiveWeights
 ) -> dict[str, torch.Tensor]:
-    """Unweighted terms of the loss from tokens (2 V, D, h, w): the V views under one light, then under the other."""
-    predicted = heads.targets(tokens)
+    """Unweighted terms of the loss from features (2 V, D, h, w): the V views under one light, then under the other."""
+    predicted = heads.targets(feats)
     valid, objects = torch.cat([batch.depth > 0] * 2), torch.cat([batch.extent.sum(1, keepdim=True) > 0] * 2)
     both = {name: torch.cat([target] * 2) for name, target in dense_targets(batch).items()}
     losses = {
@@ -72,8 +71,8 @@ def pretext_losses(
     cosine = functional.cosine_similarity(predicted["normal"], both["normal"], dim=1, eps=1e-6)
     losses["normal"] = _mean(1 - cosine[:, None], valid)
     losses["edge"] = functional.binary_cross_entropy_with_logits(predicted["edge"], both["edge"])
-    losses["affinity"] = affinity_loss(heads, tokens, batch.piece)
-    losses["agreement"] = agreement_loss(tokens)
+    losses["affinity"] = affinity_loss(heads, feats, batch.piece)
+    losses["agreement"] = agreement_loss(feats)
     return {name: losses[name] for name in ObjectiveWeights.model_fields if getattr(weights, name) > 0}
 
 
@@ -102,13 +101,13 @@ def edges(piece: torch.Tensor) -> torch.Tensor:
     return right | below
 
 
-def affinity_loss(heads: PretextHeads, tokens: torch.Tensor, piece: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of 'these two tokens show the same piece' over near pairs within a light and across the two.
+def affinity_loss(heads: PretextHeads, feats: torch.Tensor, piece: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of 'these two cells show the same piece' over near pairs within a light and across the two.
 
-    tokens (2 V, D, h, w), piece (V, 1, 2 h, 2 w). Both answers weigh the same, whichever is rarer.
+    feats (2 V, D, h, w), piece (V, 1, h, w). Both answers weigh the same, whichever is rarer.
     """
-    first, second = heads.embed(tokens).chunk(2)
-    shown = piece[:, 0, CELLS // 2 :: CELLS, CELLS // 2 :: CELLS]
+    first, second = heads.embed(feats).chunk(2)
+    shown = piece[:, 0]
     h, w = shown.shape[1:]
     terms = []
     for down, right in ((down, right) for down, right in NEIGHBOURS if down < h and abs(right) < w):
@@ -132,13 +131,13 @@ def _shifted(grid: torch.Tensor, down: int, right: int) -> tuple[torch.Tensor, t
     return here, there
 
 
-def agreement_loss(tokens: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference of the tokens (2 V, D, h, w) under the two lights, in units of each channel's variance.
+def agreement_loss(feats: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of the features (2 V, D, h, w) under the two lights, in units of each channel's variance.
 
-    The variance is held fixed, so shrinking it does not pay; the dense targets keep the tokens from becoming one.
+    The variance is held fixed, so shrinking it does not pay; the dense targets keep the features from becoming one.
     """
-    variance = tokens.detach().float().var(dim=(0, 2, 3)) + 1e-4
-    first, second = tokens.float().chunk(2)
+    variance = feats.detach().float().var(dim=(0, 2, 3)) + 1e-4
+    first, second = feats.float().chunk(2)
     return ((first - second).square().mean(dim=(0, 2, 3)) / (2 * variance)).mean()
 
 

@@ -43,6 +43,7 @@ class PretextRecipe(Settings):
     name: str
     network: str = Field(description="timm model, a vit_*")
     model_args: dict[str, Any] = Field(description="of its constructor, as ImageBackboneSettings.model_args")
+    cells_per_patch: int = Field(default=1, gt=0, description="as ImageBackboneSettings.cells_per_patch")
     seed: int = Field(default=0, ge=0)
     first_street: int = Field(default=0, ge=0, description="number of the first random street")
     open_streets: int = Field(default=12, gt=0, description="streets whose views are drawn from at a time")
@@ -70,7 +71,13 @@ class PretextRecipe(Settings):
 
     def backbone(self, weights: str = "none") -> ImageBackboneSettings:
         """What builds this network elsewhere."""
-        return ImageBackboneSettings(kind="timm", name=self.network, weights=weights, model_args=self.model_args)
+        return ImageBackboneSettings(
+            kind="timm",
+            name=self.network,
+            weights=weights,
+            model_args=self.model_args,
+            cells_per_patch=self.cells_per_patch,
+        )
 
     def digest(self) -> str:
         """SHA-256 of everything that decides the result."""

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from xmodal_seg.config import ImageBackboneSettings
-from xmodal_seg.models.image_backbone import create_timm_model
+from xmodal_seg.models.image_backbone import cell_channels, create_timm_model, patch_features
 from xmodal_seg.tensor_files import write_text
 from xmodal_seg.training.pretext import ObjectiveWeights, PretextHeads, pretext_losses, weighted_sum
 from xmodal_seg.training.pretext_batches import CELL_PX, ViewStream, make_batch
@@ -50,8 +50,9 @@ class TrainableViT(nn.Module):
         super().__init__()
         network: Any = create_timm_model(settings, dynamic_img_size=True)
         network.reset_classifier(0)
-        self.width: int = network.feature_info[-1]["num_chs"]
-        self.patch_size: int = network.feature_info[-1]["reduction"]
+        self.cells_per_patch = settings.cells_per_patch
+        self.width = cell_channels(network.feature_info[-1]["num_chs"], settings)
+        self.cell_px: float = network.feature_info[-1]["reduction"] / settings.cells_per_patch
         number = sum(parameter.numel() for parameter in network.parameters())
         if number > MAX_PARAMETERS:
             raise ValueError(f"model_args: expected at most {MAX_PARAMETERS} parameters, got {number}")
@@ -61,9 +62,9 @@ class TrainableViT(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(I, 3, H, W) in [0, 1] -> (I, D, h, w)."""
+        """(I, 3, H, W) in [0, 1] -> (I, D, h, w), on cells of CELL_PX."""
         normalised = (images - self.mean) / self.std
-        return self.network.forward_intermediates(normalised, indices=1, norm=True, intermediates_only=True)[0]
+        return patch_features(self.network, normalised, cells_per_patch=self.cells_per_patch)
 
 
 class PretextTrainer:
@@ -79,8 +80,8 @@ class PretextTrainer:
         self.recipe, self.folder, self.minutes = recipe, folder, minutes
         torch.manual_seed(recipe.seed)
         self.network = TrainableViT(recipe.backbone())
-        if self.network.patch_size != 2 * CELL_PX:
-            raise ValueError(f"model_args: expected patches of {2 * CELL_PX} px, got {self.network.patch_size}")
+        if self.network.cell_px != CELL_PX:
+            raise ValueError(f"cells_per_patch: expected cells of {CELL_PX} px, got {self.network.cell_px:g}")
         self.heads = PretextHeads(width=self.network.width)
         self.optimizer = torch.optim.AdamW(self._groups(), lr=recipe.optim.lr, betas=(0.9, 0.98))
         self.step, self.images, self.elapsed_s, self.wait_s = 0, 0, 0.0, 0.0
@@ -136,8 +137,8 @@ class PretextTrainer:
         chosen = draw.choice(len(views), min(phase.views_per_step, len(views)), replace=False)
         batch = make_batch([views[i] for i in chosen], draw, crop=phase.crop, jitter=recipe.jitter)
         with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16-mixed"):
-            tokens = self.network(batch.images)
-        losses = pretext_losses(tokens.float(), self.heads, batch, recipe.weights)
+            cells = self.network(batch.images)
+        losses = pretext_losses(cells.float(), self.heads, batch, recipe.weights)
         self._update(weighted_sum(losses, recipe.weights))
         self.step += 1
         self.images += len(batch.images)
