@@ -60,8 +60,8 @@ class ImageBackboneSettings(Settings):
     cells_per_patch: int = Field(
         default=1,
         gt=0,
-        description="timm only: the D channels of a patch are those of n x n cells with D / n^2 each; for networks that "
-        "were pre-trained so",
+        description="timm only: the D channels of a patch are those of n x n cells with D / n^2 each; for networks "
+        "that were pre-trained so",
     )
     width: int = Field(default=64, gt=0, description="unet only: channels of the output; 64 as xMUDA")
 

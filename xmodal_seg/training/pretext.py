@@ -40,7 +40,7 @@ class ObjectiveWeights(Settings):
 
 
 class PretextHeads(nn.Module):
-    """Features (I, D, h, w) of cells -> each target (I, C, h, w), and an embedding (I, EMBEDDING, h, w) of unit length."""
+    """Features (I, D, h, w) of cells -> each target (I, C, h, w), and a unit embedding (I, EMBEDDING, h, w)."""
 
     def __init__(self, *, width: int) -> None:
         super().__init__()
