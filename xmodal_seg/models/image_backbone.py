@@ -111,7 +111,7 @@ class FrozenViT(FrozenBackbone):
 
 
 def patch_features(network: Any, images: torch.Tensor, *, cells_per_patch: int) -> torch.Tensor:
-    """Normalised images (I, 3, H, W) -> (I, D / n^2, n h, n w): timm's last block after the final norm, n^2 cells a patch.
+    """Normalised images (I, 3, H, W) -> (I, D / n^2, n h, n w): timm's last block, normed, with n^2 cells a patch.
 
     Channel c n^2 + n i + j of a patch is channel c of its cell in row i and column j (as `pixel_shuffle`).
     """
