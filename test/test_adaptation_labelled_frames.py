@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 from helpers import make_frame
 
-from xmodal_seg.adaptation.labelled_frames import INDEX_FILE, load_labelled_frames, save_labelled_frames
+from xmodal_seg.adaptation.labelled_frames import (
+    FOLDER,
+    INDEX_FILE,
+    gate_frames,
+    load_labelled_frames,
+    save_labelled_frames,
+)
 from xmodal_seg.structures import Frame
 
 
@@ -60,3 +66,18 @@ def test_what_cannot_be_packaged_or_read_is_told(tmp_path: Path) -> None:
     (tmp_path / INDEX_FILE).write_text(json.dumps({})[:-1])
     with pytest.raises(ValueError, match="not valid JSON"):
         load_labelled_frames(tmp_path, label_space="five")
+
+
+def test_the_gate_takes_the_folder_that_is_named_before_that_of_the_checkpoint(tmp_path: Path) -> None:
+    both, second = frames(), frames()[1:]
+    save_labelled_frames(tmp_path / "named", both, label_space="five")
+    checkpoint = tmp_path / "checkpoint"
+    assert gate_frames("", checkpoint=checkpoint, label_space="five") == []
+    assert gate_frames(None, checkpoint=None, label_space="five") == []
+
+    save_labelled_frames(checkpoint / FOLDER, second, label_space="five")
+
+    assert len(gate_frames("", checkpoint=checkpoint, label_space="five")) == 1
+    assert len(gate_frames(tmp_path / "named", checkpoint=checkpoint, label_space="five")) == 2
+    with pytest.raises(ValueError, match="classes of six"):
+        gate_frames("", checkpoint=checkpoint, label_space="six")

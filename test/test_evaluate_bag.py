@@ -19,6 +19,7 @@ from helpers import NUM_CLASSES, make_calibration, make_frame, tiny_settings
 from miniatures import make_nuscenes, make_semantic_kitti, run_prepare
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
+from xmodal_seg.adaptation.labelled_frames import load_labelled_frames
 from xmodal_seg.bag_files import BagWriter, open_bag, typestore
 from xmodal_seg.bag_topics import Conditions, read_conditions
 from xmodal_seg.bag_writing import CONDITION_TOPIC
@@ -113,6 +114,32 @@ def expected_scores(home: Path, bank_of: Callable[[int], str]) -> dict[str, Any]
     hits = np.diag(counts)
     iou = 100 * hits / (counts.sum(1) + counts[:, :NUM_CLASSES].sum(0) - hits)
     return {"counts": counts.tolist(), "iou": iou, "miou": iou.mean()}
+
+
+def test_labelled_frames_of_every_condition_are_kept_for_the_gate(home: Path, tmp_path: Path):
+    bag = ["--bag", str(home / "bag"), "--checkpoint", str(home / "checkpoint")]
+
+    assert main(["labelled-frames", *bag, "--out", str(tmp_path / "kept"), "--per-condition", "2"]) == 0
+
+    kept = load_labelled_frames(tmp_path / "kept", label_space=SPACE.name)
+    numbers = [(frame.stamp_ns - START_NS) // (PERIOD_S * 10**9) for frame in kept]
+    assert numbers == [1, 4, 8, 12]  # two of frames 0 to 5, by day, and two of 6 to 13
+    expected = list(read_frames(home / "bag"))
+    for number, frame in zip(numbers, kept, strict=True):
+        np.testing.assert_array_equal(frame.labels, expected[number].labels)
+        np.testing.assert_array_equal(frame.cameras[0].image, expected[number].cameras[0].image)
+    more = ("--mode", "shadow", "--labelled-frames", str(tmp_path / "kept"))
+    assert evaluate(home, tmp_path / "out", *more)["modes"]["shadow"]["facts"]["num_labelled_frames"] == 4
+
+
+def test_labelled_frames_answers_mistakes_in_one_sentence(home: Path, tmp_path: Path, capsys):
+    out = ["--out", str(tmp_path / "kept"), "--checkpoint", str(home / "checkpoint")]
+    assert main(["labelled-frames", "--bag", str(home / "bag"), *out, "--per-condition", "0"]) == 2
+    assert "--per-condition: expected a positive number, got 0" in capsys.readouterr().err
+    silent = [replace(frame, labels=np.full(frame.num_points, -100)) for frame in drive()]
+    write_bag(tmp_path / "silent", silent, label_space=SPACE)
+    assert main(["labelled-frames", "--bag", str(tmp_path / "silent"), *out]) == 2
+    assert "no frame has ground truth of the checkpoint's classes" in capsys.readouterr().err
 
 
 def test_the_modes_of_the_command_are_those_of_the_library():

@@ -89,11 +89,14 @@ class SelectedBank:
 class Adapting:
     """Modes shadow and on: the adapter's turns are counted in frames, so that a second run takes the same ones."""
 
-    def __init__(self, *, segmenter: Segmenter, bank: BankSettings, settings: AdaptationSettings) -> None:
+    def __init__(
+        self, *, segmenter: Segmenter, bank: BankSettings, settings: AdaptationSettings, labelled: Sequence[Frame]
+    ) -> None:
         self._segmenter = segmenter
         self._settings = settings
+        self._num_labelled = len(labelled)
         self._select = SelectedBank(segmenter=segmenter, settings=bank)
-        self._adapter = OnlineAdapter(segmenter=segmenter, settings=settings)
+        self._adapter = OnlineAdapter(segmenter=segmenter, settings=settings, labelled=labelled)
 
     @property
     def keeps(self) -> bool:
@@ -114,6 +117,7 @@ class Adapting:
         return {
             **self._select.facts(),
             "num_adapted": self._adapter.num_adapted,
+            "num_labelled_frames": self._num_labelled,
             "status": status,
             "events": self._adapter.events.counts,
             "newest_events": [asdict(event) for event in self._adapter.events.newest],
@@ -127,8 +131,15 @@ def check_mode(name: ModeName, *, banks: Sequence[str]) -> None:
         raise ValueError(f"mode select: expected a checkpoint with the banks day and night, got {', '.join(banks)}")
 
 
-def make_mode(name: ModeName, *, segmenter: Segmenter, bank: BankSettings, adaptation: AdaptationSettings) -> Mode:
-    """The mode `name` around a segmenter of its own.
+def make_mode(
+    name: ModeName,
+    *,
+    segmenter: Segmenter,
+    bank: BankSettings,
+    adaptation: AdaptationSettings,
+    labelled: Sequence[Frame] = (),
+) -> Mode:
+    """The mode `name` around a segmenter of its own; modes that learn are judged on the `labelled` frames too.
 
     Raises ValueError as `check_mode` does, and for a model that cannot adapt.
     """
@@ -137,7 +148,8 @@ def make_mode(name: ModeName, *, segmenter: Segmenter, bank: BankSettings, adapt
         return FixedBank()
     if name == "select":
         return SelectedBank(segmenter=segmenter, settings=bank)
-    return Adapting(segmenter=segmenter, bank=bank, settings=adaptation.model_copy(update={"mode": name}))
+    settings = adaptation.model_copy(update={"mode": name})
+    return Adapting(segmenter=segmenter, bank=bank, settings=settings, labelled=labelled)
 
 
 def _json(value: Any) -> Any:

@@ -70,8 +70,11 @@ class Segmenter:
         model_version: str,
         trained: bool,
         point_scope: PointScope = "all",
+        folder: Path | None = None,
     ) -> None:
         """Serve `bank` first, one of the names of `models`, which differ in nothing but their weights.
+
+        `folder` is that of the checkpoint, if the models are from one.
 
         Raises ValueError for another name, and if `point_scope` is 'all' and the model has no 3D head for points that
         no camera sees.
@@ -85,6 +88,7 @@ class Segmenter:
             )
         self.label_space = label_space
         self.trained = trained
+        self.folder = folder
         self._versions = dict.fromkeys(self._models, model_version)
         for each in self._models.values():
             each.to(device).eval()
@@ -123,6 +127,7 @@ class Segmenter:
             model_version=checkpoint.content_hash[:12],
             trained=bool(checkpoint.metadata.get("trained", True)),
             point_scope=point_scope,
+            folder=checkpoint.path,
         )
 
     @classmethod

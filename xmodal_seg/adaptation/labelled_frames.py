@@ -2,7 +2,8 @@
 """Labelled frames that come with a deployment, for the gate: a folder of safetensors files and an index.
 
 Choose them from every condition in which the robot shall adapt: a gate that knows the day alone cannot see what is lost
-at night. Images are kept as PNG, so that nothing is lost.
+at night. `xmodal-seg labelled-frames` does so from a bag. Images are kept as PNG, so that nothing is lost. A checkpoint
+may carry such a folder inside its own.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from xmodal_seg.tensor_files import Tensors, read_tensors, write_tensors, write_
 
 FORMAT = 1
 INDEX_FILE = "labelled_frames.json"
+FOLDER = "labelled_frames"  # inside a checkpoint's folder
 
 
 def save_labelled_frames(folder: str | Path, frames: Sequence[Frame], *, label_space: str) -> None:
@@ -41,6 +43,18 @@ def save_labelled_frames(folder: str | Path, frames: Sequence[Frame], *, label_s
         )
     index = {"format": FORMAT, "label_space": label_space, "frames": entries}
     write_text(path / INDEX_FILE, json.dumps(index, indent=1) + "\n")
+
+
+def gate_frames(folder: str | Path | None, *, checkpoint: Path | None, label_space: str) -> list[Frame]:
+    """The frames of `folder`; without one those that come inside the folder `checkpoint`; without those none.
+
+    Raises ValueError as `load_labelled_frames` does.
+    """
+    if folder:
+        return load_labelled_frames(folder, label_space=label_space)
+    if checkpoint is not None and (checkpoint / FOLDER).is_dir():
+        return load_labelled_frames(checkpoint / FOLDER, label_space=label_space)
+    return []
 
 
 def load_labelled_frames(folder: str | Path, *, label_space: str) -> list[Frame]:

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xmodal_seg.commands.bag_arguments import add_bag_arguments, topic_choice
+from xmodal_seg.commands.bag_arguments import add_bag_arguments
 from xmodal_seg.commands.environment import versions
-from xmodal_seg.commands.evaluation_truth import LABEL_FORMATS
+from xmodal_seg.commands.evaluation_drive import add_truth_arguments, check_classes, look_into
 
 if TYPE_CHECKING:
-    from xmodal_seg.commands.evaluation_passes import Drive
     from xmodal_seg.commands.evaluation_results import ModeResult
     from xmodal_seg.inference import Segmenter
     from xmodal_seg.labels import LabelSpace
@@ -45,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lighting", metavar="FILE", help="coefficients of calibrate-lighting (default: shipped)")
     parser.add_argument("--adaptation", metavar="FILE", help="YAML of settings of the adapter, for shadow and on")
     parser.add_argument(
+        "--labelled-frames",
+        metavar="FOLDER",
+        help="of `xmodal-seg labelled-frames`, for the gate of shadow and on (default: those inside the checkpoint)",
+    )
+    parser.add_argument(
         "--live",
         action="store_true",
         help="through the running nodes over DDS, with latency, age and losses",
@@ -59,19 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, default=1.0, help="of the playback with --live (default: %(default)s)")
     parser.add_argument("--rerun", metavar="FILE.rrd", help="also write a recording for the rerun viewer (extra: viz)")
 
-    truth = parser.add_argument_group("ground truth from files, where the bag has no label topic")
-    truth.add_argument(
-        "--labels",
-        metavar="FOLDER",
-        help="semantic_kitti: a folder of .label files, the n-th for the n-th sweep; nuscenes: the download with "
-        "lidarseg, matched by stamp",
-    )
-    truth.add_argument("--label-format", choices=LABEL_FORMATS, help="of --labels")
-    truth.add_argument(
-        "--same-classes",
-        action="store_true",
-        help="the labels of --label-topic are the checkpoint's classes although no label_info beside it says so",
-    )
+    add_truth_arguments(parser)
     add_bag_arguments(parser)
 
 
@@ -91,18 +83,16 @@ def run(arguments: argparse.Namespace) -> int:
     from xmodal_seg.evaluation_modes import check_mode
 
     names = list(dict.fromkeys(arguments.mode or ["off"]))
-    if (arguments.labels is None) != (arguments.label_format is None):
-        raise ValueError("--labels and --label-format: expected both or neither")
     if not 0 <= arguments.worst <= _MOST_PANELS:
         raise ValueError(f"--worst: expected 0 to {_MOST_PANELS}, got {arguments.worst}")
     if arguments.live:
         check_arguments(arguments, names)
-    drive = _look_into(arguments)
+    drive = look_into(arguments)
     out = Path(arguments.out)
     _remove_former_results(out)
     segmenter = _load(arguments)
     print(segmenter.description)
-    _check_classes(arguments, drive, segmenter.label_space)
+    check_classes(arguments, drive, segmenter.label_space)
     for name in names:
         check_mode(name, banks=segmenter.banks)
     results = []
@@ -135,33 +125,6 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _look_into(arguments: argparse.Namespace) -> Drive:
-    """Prints the topics. Raises ValueError for a bag without sweeps or without ground truth."""
-    from xmodal_seg.bag_topics import find_topics, read_conditions, read_label_space
-    from xmodal_seg.bags import open_bag
-    from xmodal_seg.commands.evaluation_passes import Drive
-
-    with open_bag(arguments.bag) as bag:
-        topics = find_topics(bag, **topic_choice(arguments))
-        num_sweeps = bag.topics[topics.points].num_messages
-        if not num_sweeps:
-            raise ValueError(f"{arguments.bag}: {topics.points} has no messages")
-        if topics.labels is None and arguments.labels is None:
-            raise ValueError(
-                f"{arguments.bag} has no ground truth: expected --label-topic, or --labels with label files; "
-                f"it has {bag.describe_topics()}"
-            )
-        images = ", ".join(camera.image for camera in topics.cameras) or "none"
-        truth = arguments.labels or topics.labels
-        print(f"{num_sweeps} sweeps on {topics.points}; images {images}; ground truth {truth}")
-        return Drive(
-            num_sweeps=num_sweeps,
-            label_topic=topics.labels,
-            truth_space=None if topics.labels is None else read_label_space(bag, topics.labels),
-            conditions=read_conditions(bag),
-        )
-
-
 def _remove_former_results(out: Path) -> None:
     """So that an evaluation that fails leaves nothing that could be taken for its result."""
     out.mkdir(parents=True, exist_ok=True)
@@ -177,23 +140,6 @@ def _load(arguments: argparse.Namespace) -> Segmenter:
     if arguments.bank is not None:
         segmenter.use_bank(arguments.bank)
     return segmenter
-
-
-def _check_classes(arguments: argparse.Namespace, drive: Drive, label_space: LabelSpace) -> None:
-    """Raises ValueError unless ground truth and checkpoint speak of the same classes; label files are merged later."""
-    if arguments.labels is not None:
-        return
-    if drive.truth_space is None:
-        if not arguments.same_classes:
-            raise ValueError(
-                f"{arguments.bag}: no label_info beside {drive.label_topic} says what its labels mean; "
-                "--same-classes takes them for the checkpoint's"
-            )
-    elif drive.truth_space.class_names != label_space.class_names:
-        raise ValueError(
-            f"{drive.label_topic} has the classes {', '.join(drive.truth_space.class_names)}, "
-            f"the checkpoint {', '.join(label_space.class_names)}"
-        )
 
 
 def _recording(path: str | None, label_space: LabelSpace) -> Any:

@@ -4,32 +4,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xmodal_seg.commands.bag_arguments import frames_of
+from xmodal_seg.commands.evaluation_drive import frames_with_truth
 
 if TYPE_CHECKING:
     from xmodal_seg.bag_evaluation import FrameScore, ScoredFrame
-    from xmodal_seg.bag_topics import Conditions
+    from xmodal_seg.commands.evaluation_drive import Drive
     from xmodal_seg.commands.evaluation_results import ModeResult
     from xmodal_seg.commands.rerun_recording import RerunRecording
     from xmodal_seg.evaluation_modes import ModeName
     from xmodal_seg.inference import Segmenter
     from xmodal_seg.labels import LabelSpace
-    from xmodal_seg.structures import Frame
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drive:
-    """What is known of the bag before its frames are read."""
-
-    num_sweeps: int
-    label_topic: str | None
-    truth_space: LabelSpace | None  # of the label topic, None where the bag does not say
-    conditions: Conditions
 
 
 def evaluate_offline(
@@ -38,6 +26,7 @@ def evaluate_offline(
     """The whole bag in one mode."""
     from rich.progress import track
 
+    from xmodal_seg.adaptation.labelled_frames import gate_frames
     from xmodal_seg.adaptation.settings import AdaptationSettings
     from xmodal_seg.bag_evaluation import evaluate
     from xmodal_seg.commands.evaluation_results import ModeResult
@@ -53,10 +42,13 @@ def evaluate_offline(
         segmenter=segmenter,
         bank=BankSettings(),
         adaptation=load_settings(AdaptationSettings, file) if file else AdaptationSettings(),
+        labelled=gate_frames(
+            arguments.labelled_frames, checkpoint=segmenter.folder, label_space=segmenter.label_space.name
+        ),
     )
     estimator = LightingEstimator(coefficients=load_coefficients(arguments.lighting))
     scored_frames = evaluate(
-        _frames(arguments, drive, segmenter.label_space),
+        frames_with_truth(arguments, drive, segmenter.label_space),
         segmenter=segmenter,
         mode=mode,
         light_of=LightOfFrames(estimator=estimator),
@@ -79,7 +71,7 @@ def evaluate_live(
     if not facts["answered"]:
         raise ValueError(f"--live: no sweep came back labelled; the nodes' logs are in {arguments.out}/live_{name}")
     print(f"{name}: {facts['answered']} of {facts['sweeps']} sweeps answered, latency {facts['latency_ms']} ms")
-    frames = _frames(arguments, drive, label_space)
+    frames = frames_with_truth(arguments, drive, label_space)
     scored = scored_answers(frames, recorder, label_space=label_space, conditions=drive.conditions)
     scores, worst = _collect(scored, name, recording, num_worst=arguments.worst)
     return _checked(ModeResult(name=f"live_{name}", scores=scores, worst=worst, facts=facts), arguments)
@@ -104,15 +96,3 @@ def _checked(result: ModeResult, arguments: argparse.Namespace) -> ModeResult:
     if not result.num_scored:
         raise ValueError(f"{arguments.bag}: {result.name}: no labelled point has ground truth of the model's classes")
     return result
-
-
-def _frames(arguments: argparse.Namespace, drive: Drive, label_space: LabelSpace) -> Iterator[Frame]:
-    from xmodal_seg.commands.evaluation_truth import KittiLabels, NuScenesLabels
-
-    frames = frames_of(arguments)
-    if arguments.label_format == "semantic_kitti":
-        kitti = KittiLabels(arguments.labels, label_space=label_space, num_sweeps=drive.num_sweeps)
-        return kitti.added_to(frames)
-    if arguments.label_format == "nuscenes":
-        return NuScenesLabels(arguments.labels, label_space=label_space).added_to(frames)
-    return frames

@@ -21,6 +21,7 @@ SUBCOMMANDS = {
     "demo": Subcommand("demo", "label a bag with the real nodes over DDS and show the result"),
     "label-bag": Subcommand("label_bag", "label a bag offline: every sweep, in order, without ROS"),
     "evaluate-bag": Subcommand("evaluate_bag", "score a model on a bag with ground truth, over the time of the drive"),
+    "labelled-frames": Subcommand("labelled_frames", "keep frames with ground truth for the gate of adaptation"),
     "simulate": Subcommand("simulate", "drive through a simulated street and write it as a bag"),
     "calibrate-lighting": Subcommand("calibrate_lighting", "fit the lighting estimator to labelled pictures or bags"),
     "info": Subcommand("info", "versions, devices, and what a checkpoint holds"),

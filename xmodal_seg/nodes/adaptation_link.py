@@ -11,7 +11,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from xmodal_seg.adaptation.adapter import OnlineAdapter
 from xmodal_seg.adaptation.driving import AdapterThread
 from xmodal_seg.adaptation.events import AdaptationStatus, Event
-from xmodal_seg.adaptation.labelled_frames import load_labelled_frames
+from xmodal_seg.adaptation.labelled_frames import gate_frames
 from xmodal_seg.adaptation.light import CameraLight
 from xmodal_seg.inference import LabelledFrame, Segmenter
 from xmodal_seg.nodes.adaptation_settings import NodeAdaptationSettings
@@ -142,11 +142,13 @@ class AdaptationLink:
 
 
 def _make_adapter(segmenter: Segmenter, settings: NodeAdaptationSettings) -> OnlineAdapter:
-    folder = settings.labelled_frames
+    labelled = gate_frames(
+        settings.labelled_frames, checkpoint=segmenter.folder, label_space=segmenter.label_space.name
+    )
     return OnlineAdapter(
         segmenter=segmenter,
         settings=settings,
-        labelled=load_labelled_frames(folder, label_space=segmenter.label_space.name) if folder else (),
+        labelled=labelled,
         state_folder=Path(settings.state_folder) if settings.state_folder else None,
     )
 

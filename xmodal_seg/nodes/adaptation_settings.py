@@ -22,7 +22,8 @@ class NodeAdaptationSettings(AdaptationSettings):
     )
     labelled_frames: str = Field(
         default="",
-        description="folder of labelled frames that the gate judges by too; empty: frames held out of the drive alone",
+        description="folder of labelled frames that the gate judges by too, beside frames held out of the drive; "
+        "empty: those in the checkpoint's folder labelled_frames, if any",
     )
 
     @property
