@@ -707,6 +707,9 @@ def test_labelled_points_are_read_back(num_points: int) -> None:
     colours = np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
     np.testing.assert_array_equal(colours, palette[labels])
     assert values.view(np.uint8).reshape(num_points, 24)[:, 13:16].max(initial=0) == 0  # the padding
+    out = np.full(24 * num_points, 7, np.uint8)
+    labelled_points_array(points=points, labels=labels, probability=probability, palette=palette, out=out)
+    assert out.tobytes() == values.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -716,6 +719,7 @@ def test_labelled_points_are_read_back(num_points: int) -> None:
         ({"labels": np.zeros(4, np.uint8)}, r"labels: expected \(5,\) uint8, got \(4,\)"),
         ({"probability": np.zeros((5, 1), np.float32)}, r"probability: expected \(5,\) float32, got \(5, 1\)"),
         ({"palette": np.zeros((6, 3), np.uint8)}, r"palette: expected \(256, 3\) uint8, got \(6, 3\)"),
+        ({"out": np.zeros(119, np.uint8)}, r"out: expected 120 bytes for 5 points, got \(119,\) uint8"),
     ],
 )
 def test_labelled_points_of_wrong_shape_are_refused(changes: dict[str, Any], message: str) -> None:

@@ -68,7 +68,7 @@ def prepare(
     uv = _cat([part.uv for part in parts])
     point_index = _cat([part.point_index for part in parts])
     labels = _labels(parts)
-    if not bool(voxels.kept.all()):
+    if len(voxels.point_to_voxel) < len(points):
         kept = voxels.kept
         frame_index, image_index, uv, point_index = frame_index[kept], image_index[kept], uv[kept], point_index[kept]
         labels = None if labels is None else labels[kept]

@@ -57,8 +57,9 @@ def voxelize(
         _real_cells(points[:, axis], frame_index, voxel_size=voxel_size, num_frames=num_frames, offset=shifts[axis])
         for axis in (2, 1, 0)
     ]
-    kept = _inside(cells, max_cells)
-    if not kept.all():
+    kept = torch.ones(len(points), dtype=torch.bool, device=points.device)
+    if not _all_inside(cells, max_cells):
+        kept = _inside(cells, max_cells)
         cells, frame_index = [column[kept] for column in cells], frame_index[kept]
         feats = None if feats is None else feats[kept]
     columns = [column.int() for column in cells]  # nothing is negative any more: cutting off the fraction is the floor
@@ -97,7 +98,7 @@ def pack_keys(columns: Sequence[torch.Tensor], bits: Sequence[int]) -> torch.Ten
     """
     keys = columns[0].long()
     for column, width in zip(columns[1:], bits, strict=True):
-        keys = (keys << width).add_(column)
+        keys = (keys << width).add_(column.long())  # types alike: half the time of adding int32 to int64
     return keys
 
 
@@ -105,10 +106,12 @@ def unpack_keys(keys: torch.Tensor, bits: tuple[int, int, int]) -> torch.Tensor:
     """(V, 4) int32 contiguous rows [frame, z, y, x] of `keys`."""
     z_bits, y_bits, x_bits = bits
     rows = torch.empty(len(keys), 4, dtype=torch.int32, device=keys.device)
-    rows[:, 0] = keys >> (z_bits + y_bits + x_bits)
-    rows[:, 1] = (keys >> (y_bits + x_bits)).bitwise_and_((1 << z_bits) - 1)
-    rows[:, 2] = (keys >> x_bits).bitwise_and_((1 << y_bits) - 1)
     rows[:, 3] = keys & ((1 << x_bits) - 1)
+    rest = keys >> x_bits
+    for column, width in ((2, y_bits), (1, z_bits)):
+        rows[:, column] = rest & ((1 << width) - 1)
+        rest >>= width
+    rows[:, 0] = rest
     return rows
 
 
@@ -176,14 +179,15 @@ def _per_point(values: torch.Tensor, frame_index: torch.Tensor) -> torch.Tensor:
     return values if len(values) <= 1 else values.index_select(0, frame_index)
 
 
+def _all_inside(cells: Sequence[torch.Tensor], max_cells: int) -> bool:
+    """Nearly always nothing is outside, and two reductions are cheaper than two comparisons per point."""
+    return all(len(column) == 0 or bool(column.amin() >= 0 and column.amax() < max_cells) for column in cells)
+
+
 def _inside(cells: Sequence[torch.Tensor], max_cells: int) -> torch.Tensor:
     """(P,) bool: 0 <= cell < max_cells on every axis."""
-    kept = torch.ones_like(cells[0], dtype=torch.bool)
-    for column in cells:
-        # Nearly always nothing is outside, and two reductions are cheaper than two comparisons per point.
-        if len(column) and not (column.amin() >= 0 and column.amax() < max_cells):
-            kept &= (column >= 0) & (column < max_cells)
-    return kept
+    first, second, third = ((column >= 0) & (column < max_cells) for column in cells)
+    return first & second & third
 
 
 def _extent(column: torch.Tensor) -> int:

@@ -182,9 +182,11 @@ def labelled_points_array(
     labels: NDArray[np.uint8],
     probability: NDArray[np.float32],
     palette: NDArray[np.uint8],
+    out: NDArray[np.uint8] | None = None,
 ) -> NDArray[Any]:
     """(N,) of LABELLED_DTYPE, the bytes of the published cloud whose fields are LABELLED_FIELDS.
 
+    They are written into `out`, N * LABELLED_DTYPE.itemsize bytes, if it is given: a message's own memory.
     `palette` (256, 3) gives the colour of a label; `rgb` is 0x00RRGGBB in the bits of a float32, as RViz reads it.
     """
     num_points = points.shape[0]
@@ -196,7 +198,9 @@ def labelled_points_array(
     ):
         if values.shape != shape or values.dtype != dtype:
             raise ValueError(f"{name}: expected {shape} {np.dtype(dtype)}, got {values.shape} {values.dtype}")
-    words = np.empty((num_points, LABELLED_DTYPE.itemsize // 4), dtype="<u4")
+    words = (
+        np.empty((num_points, LABELLED_DTYPE.itemsize // 4), dtype="<u4") if out is None else _words(out, num_points)
+    )
     if num_points:
         xyz = np.ndarray(num_points, "V12", words, 0, words.strides[:1])  # three columns as one: three times faster
         xyz[:] = np.ascontiguousarray(points, dtype="<f4").view("V12").reshape(-1)
@@ -205,3 +209,13 @@ def labelled_points_array(
     packed = palette.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
     words[:, 5] = packed.take(labels, mode="clip")  # a uint8 is never out of range; "clip" is the quick way
     return words.view(LABELLED_DTYPE).reshape(-1)
+
+
+def _words(data: NDArray[np.uint8], num_points: int) -> NDArray[np.uint32]:
+    """(N, words of a point), the memory of `data`."""
+    if data.dtype != np.uint8 or data.shape != (num_points * LABELLED_DTYPE.itemsize,):
+        raise ValueError(
+            f"out: expected {num_points * LABELLED_DTYPE.itemsize} bytes for {num_points} points, "
+            f"got {data.shape} {data.dtype}"
+        )
+    return data.view("<u4").reshape(num_points, LABELLED_DTYPE.itemsize // 4)

@@ -53,19 +53,22 @@ def labelled_cloud_message(
     palette: NDArray[np.uint8],
 ) -> PointCloud2:
     """An unorganised PointCloud2 of LABELLED_FIELDS: `points` in their order, with the header of the input."""
-    data = labelled_points_array(points=points, labels=labels, probability=probability, palette=palette)
+    data = array("B", [0]) * (len(points) * LABELLED_DTYPE.itemsize)
+    labelled_points_array(
+        points=points, labels=labels, probability=probability, palette=palette, out=np.frombuffer(data, dtype=np.uint8)
+    )
     return PointCloud2(
         header=header,
         height=1,
-        width=data.size,
+        width=len(points),
         fields=[
             PointField(name=field.name, offset=field.offset, datatype=field.datatype, count=field.count)
             for field in LABELLED_FIELDS
         ],
         is_bigendian=False,
         point_step=LABELLED_DTYPE.itemsize,
-        row_step=data.nbytes,
-        data=_array(data),
+        row_step=len(data),
+        data=data,
         is_dense=bool(np.isfinite(points).all()),
     )
 
