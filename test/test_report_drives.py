@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table over several evaluated drives, on metrics written by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from programs import load_program
+
+
+def part(miou: float | None) -> dict[str, Any]:
+    return {"miou": miou}
+
+
+def mode(overall: float, night: float | None, minutes: list[float | None], **status: float) -> dict[str, Any]:
+    return {
+        "overall": part(overall),
+        "conditions": {"day": part(overall + 1)} | ({} if night is None else {"night": part(night)}),
+        "minutes": [{"minute": number, **part(value)} for number, value in enumerate(minutes)],
+        "worst_minute": part(min(value for value in minutes if value is not None)),
+        "facts": {"status": status} if status else {},
+    }
+
+
+def write(folder: Path, **modes: dict[str, Any]) -> str:
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps({"modes": modes}))
+    return str(folder)
+
+
+def test_means_over_drives_and_what_adaptation_gained_and_lost(tmp_path: Path, capsys) -> None:
+    enough = {"steps": 3000, "publications": 10, "distance": 0.0123}
+    few = {"steps": 2999, "publications": 44, "distance": 0.5}
+    first = write(
+        tmp_path / "first", select=mode(70, 60, [72.0, None, 68]), on=mode(71, 62, [71.5, None, 70], **enough)
+    )
+    second = write(tmp_path / "second", select=mode(74, None, [80, 70]), on=mode(73, None, [80, 69], **few))
+
+    assert load_program("report_drives").main([first, second]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| mode | all | day | night | worst minute |"
+    assert lines[2] == "| select | 72.0 ± 2.8 | 73.0 ± 2.8 | 60.0 | 69.0 ± 1.4 |"
+    assert lines[3] == "| on | 72.0 ± 1.4 | 73.0 ± 1.4 | 62.0 | 69.5 ± 0.7 |"
+    assert lines[-2] == "| first | on | 3000 | 10 | 0.0123 | +1.00 | -0.50 |"
+    assert lines[-1] == "| second | on (does not count) | 2999 | 44 | 0.5000 | -1.00 | -1.00 |"
+
+
+def test_without_adaptation_there_is_one_table(tmp_path: Path, capsys) -> None:
+    assert load_program("report_drives").main([write(tmp_path / "a", off=mode(50, 40, [50]))]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "| off | 50.0 | 51.0 | 40.0 | 50.0 |"
+
+
+@pytest.mark.parametrize(
+    ("others", "sentence"),
+    [({}, "found no metrics.json"), ({"on": mode(1, 1, [1])}, "expected the modes off as before, got on")],
+)
+def test_what_is_no_evaluation_like_the_others_is_refused(others, sentence, tmp_path: Path, capsys) -> None:
+    first = write(tmp_path / "first", off=mode(50, 40, [50]))
+    if others:
+        write(tmp_path / "second", **others)
+    assert load_program("report_drives").main([first, str(tmp_path / "second")]) == 1
+    assert sentence in capsys.readouterr().err
