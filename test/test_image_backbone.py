@@ -49,18 +49,21 @@ def test_features_are_the_normed_patch_tokens_of_the_normalised_image():
     torch.testing.assert_close(vit(images), expected)
 
 
-def test_the_channels_of_a_patch_can_be_those_of_its_cells():
+def test_a_patch_can_be_several_cells_with_channels_of_their_own():
     settings = ImageBackboneSettings(name=TINY, weights="none", model_args={"depth": 1}, cells_per_patch=2)
     vit = FrozenViT(settings=settings)
     images = torch.rand(1, 3, 32, 48)
 
     cells = vit(images)
 
-    assert (vit.out_channels, vit.patch_size, cells.shape) == (48, 16, (1, 48, 4, 6))
+    assert (vit.out_channels, vit.patch_size, cells.shape) == (192 + 48, 16, (1, 192 + 48, 4, 6))
     vit.cells_per_patch = 1
     patches = vit(images)
+    around, own = cells[:, :192], cells[:, 192:]
     for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):  # row and column of a cell within its patch
-        assert torch.equal(cells[:, :, i::2, j::2], patches[:, 2 * i + j :: 4])
+        assert torch.equal(own[:, :, i::2, j::2], patches[:, 2 * i + j :: 4])
+    torch.testing.assert_close(around[..., 0, 0], patches[..., 0, 0])  # a corner has no other patch around
+    torch.testing.assert_close(around[..., 0, 1], 0.75 * patches[..., 0, 0] + 0.25 * patches[..., 0, 1])
     with pytest.raises(ValueError, match=r"cells_per_patch: expected the 192 channels .* multiple of 5\^2"):
         FrozenViT(settings=settings.model_copy(update={"cells_per_patch": 5}))
 

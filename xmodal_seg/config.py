@@ -60,8 +60,8 @@ class ImageBackboneSettings(Settings):
     cells_per_patch: int = Field(
         default=1,
         gt=0,
-        description="timm only: the D channels of a patch are those of n x n cells with D / n^2 each; for networks "
-        "that were pre-trained so",
+        description="timm only, for networks that were pre-trained so: a patch is n x n cells with D / n^2 channels of "
+        "their own; a feature has these beside the D of the patches around",
     )
     width: int = Field(default=64, gt=0, description="unet only: channels of the output; 64 as xMUDA")
 

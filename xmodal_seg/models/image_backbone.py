@@ -95,8 +95,9 @@ class FrozenViT(FrozenBackbone):
         network: Any = create_timm_model(settings, **any_size)
         network.reset_classifier(0)
         super().__init__(network)
+        width: int = network.feature_info[-1]["num_chs"]
         self.cells_per_patch = settings.cells_per_patch
-        self.out_channels = cell_channels(network.feature_info[-1]["num_chs"], settings)
+        self.out_channels = width if settings.cells_per_patch == 1 else width + cell_channels(width, settings)
         self.patch_size = network.feature_info[-1]["reduction"]
         self.model_args = dict(settings.model_args)
         mean, std = network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
@@ -106,21 +107,32 @@ class FrozenViT(FrozenBackbone):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
-        normalised = (images - self.mean) / self.std
-        return patch_features(self.network, normalised, cells_per_patch=self.cells_per_patch)
+        tokens = patch_tokens(self.network, (images - self.mean) / self.std)
+        return tokens if self.cells_per_patch == 1 else with_cells(tokens, self.cells_per_patch)
 
 
-def patch_features(network: Any, images: torch.Tensor, *, cells_per_patch: int) -> torch.Tensor:
-    """Normalised images (I, 3, H, W) -> (I, D / n^2, n h, n w): timm's last block, normed, with n^2 cells a patch.
+def patch_tokens(network: Any, images: torch.Tensor) -> torch.Tensor:
+    """Normalised images (I, 3, H, W) -> (I, D, h, w): the patches after the last block of timm's `network`, normed."""
+    tokens: torch.Tensor = network.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[0]
+    return tokens
+
+
+def cells_of(tokens: torch.Tensor, cells_per_patch: int) -> torch.Tensor:
+    """(I, D, h, w) -> (I, D / n^2, n h, n w), n cells each way in a patch.
 
     Channel c n^2 + n i + j of a patch is channel c of its cell in row i and column j (as `pixel_shuffle`).
     """
-    tokens = network.forward_intermediates(images, indices=1, norm=True, intermediates_only=True)[0]
     return functional.pixel_shuffle(tokens, cells_per_patch)
 
 
+def with_cells(tokens: torch.Tensor, cells_per_patch: int) -> torch.Tensor:
+    """(I, D, h, w) -> (I, D + D / n^2, n h, n w): the patches around each cell, interpolated, and the cell's own."""
+    around = functional.interpolate(tokens, scale_factor=cells_per_patch, mode="bilinear", align_corners=False)
+    return torch.cat([around, cells_of(tokens, cells_per_patch)], dim=1)
+
+
 def cell_channels(width: int, settings: ImageBackboneSettings) -> int:
-    """Channels of a cell for tokens of `width`; ValueError where they cannot be shared out evenly."""
+    """Channels of a cell's own for tokens of `width`; ValueError where they cannot be shared out evenly."""
     cells = settings.cells_per_patch**2
     if width % cells:
         raise ValueError(

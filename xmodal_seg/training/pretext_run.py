@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from xmodal_seg.config import ImageBackboneSettings
-from xmodal_seg.models.image_backbone import cell_channels, create_timm_model, patch_features
+from xmodal_seg.models.image_backbone import cell_channels, cells_of, create_timm_model, patch_tokens
 from xmodal_seg.tensor_files import write_text
 from xmodal_seg.training.pretext import ObjectiveWeights, PretextHeads, pretext_losses, weighted_sum
 from xmodal_seg.training.pretext_batches import CELL_PX, ViewStream, make_batch
@@ -63,8 +63,7 @@ class TrainableViT(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(I, 3, H, W) in [0, 1] -> (I, D, h, w), on cells of CELL_PX."""
-        normalised = (images - self.mean) / self.std
-        return patch_features(self.network, normalised, cells_per_patch=self.cells_per_patch)
+        return cells_of(patch_tokens(self.network, (images - self.mean) / self.std), self.cells_per_patch)
 
 
 class PretextTrainer:
