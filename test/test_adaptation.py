@@ -249,6 +249,27 @@ def test_a_state_that_the_gate_refuses_does_not_serve(tmp_path: Path) -> None:
     assert second.state() == second.deployed
 
 
+def test_where_the_gate_refuses_the_newest_state_an_older_one_serves(tmp_path: Path) -> None:
+    first = Drive(state_folder=tmp_path)
+    first.go(24)
+    bin = first.adapter._intake.bin
+    store = first.adapter._stores["default"]
+    good = {name: value.clone() for name, value in first.adapter._publisher.newest(bin).values.items()}
+    broken = {name: value + 2.0 for name, value in good.items()}
+    numbers = [store.save(bin, broken, steps=77, metrics={}) for _ in range(2)]
+
+    second = Drive(state_folder=tmp_path, labelled=HELD_OUT[:3], memory={"min_frames": 99})
+    second.go(3)
+
+    rejected, restored = second.events("rejected"), second.events("restored")
+    assert [event.text.split(": ")[1] for event in rejected] == [f"generation {number}" for number in numbers[::-1]]
+    assert len(restored) == 3
+    assert f"generation {numbers[0] - 1} " in restored[-1].text
+    second.adapter.serve(second.segmenter)
+    assert second.state() == first.state()
+    assert second.adapter.status().strikes == 0
+
+
 def test_a_full_disk_does_not_end_the_learning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     drive = Drive(state_folder=tmp_path / "file")

@@ -17,7 +17,7 @@ from xmodal_seg.adaptation.memory import FrameMemory
 from xmodal_seg.adaptation.parameters import are_finite
 from xmodal_seg.adaptation.publisher import Publisher
 from xmodal_seg.adaptation.settings import AdaptationSettings
-from xmodal_seg.adaptation.state import StateStore
+from xmodal_seg.adaptation.state import Generation, StateStore
 from xmodal_seg.tensor_files import Tensors
 
 
@@ -50,7 +50,7 @@ class Turns:
         self._device = device
         self._events = events
         self._breathe = breathe
-        self._untried: set[Bin] = set()  # taken up from disk and not judged yet
+        self._untried: dict[Bin, list[Generation]] = {}  # the first is taken up from disk and not judged yet
         self._generator = torch.Generator().manual_seed(settings.seed + 1)
 
     def apply(self, settings: AdaptationSettings) -> None:
@@ -80,12 +80,12 @@ class Turns:
         """The steps of one turn, with the judgements that fall due; none while there are too few frames."""
         self.gave_up = False
         learner = self._learner(bin)
-        if bin in self._untried:
+        while bin in self._untried and self._can_judge(bin):
             self._judge(bin)
         reports: list[StepReport] = []
         while len(reports) < self._settings.steps_per_turn and self.memory.is_ready(bin) and not self.gave_up:
             reports.append(self._step(learner))
-            if learner.since_judged >= self._settings.gate.every_steps:
+            if learner.since_judged >= self._settings.gate.every_steps and self._can_judge(bin):
                 self._judge(bin)
             if learner.since_reset >= self._settings.reset_every_steps:
                 self.reset(bin, why=f"{learner.since_reset} steps")
@@ -97,7 +97,7 @@ class Turns:
         learner.forgive()
         learner.restart(learner.reference)
         learner.since_reset = 0
-        self._untried.discard(bin)
+        self._untried.pop(bin, None)
         self._publisher.withdraw(bin)
         self._events.add("reset", f"{bin}: back to the reference ({why})")
 
@@ -157,21 +157,26 @@ class Turns:
         generations, notes = store.generations(learner.bin, expected=learner.reference)
         for note in notes:
             self._events.add("state_damaged", note)
-        if not generations:
-            return
+        if generations:
+            self._take_up(learner, generations)
+
+    def _take_up(self, learner: Learner, generations: list[Generation]) -> None:
+        """Learn on from the first; the older ones wait, should the gate refuse it."""
         newest = generations[0]
         learner.restart({name: value.to(self._device) for name, value in newest.values.items()})
         learner.inherited = newest.steps
-        self._untried.add(learner.bin)
+        self._untried[learner.bin] = generations
         text = f"{learner.bin}: generation {newest.number} ({newest.steps} steps), to be judged before it serves"
         self._events.add("restored", text)
 
+    def _can_judge(self, bin: Bin) -> bool:
+        """What came from disk may be judged by packaged frames alone, before the drive has given any."""
+        has_labelled = bin in self._untried and self._parts[bin.bank].gate.has_labelled
+        return has_labelled or self.memory.num_probes(bin) >= self._settings.memory.min_probes
+
     def _judge(self, bin: Bin) -> None:
-        """Ask the gate about the candidate, and do as it says; nothing while it has too little to judge by."""
-        learner, gate = self.learners[bin], self._parts[bin.bank].gate
-        has_labelled = bin in self._untried and gate.has_labelled
-        if self.memory.num_probes(bin) < self._settings.memory.min_probes and not has_labelled:
-            return
+        """Ask the gate about the candidate, and do as it says."""
+        learner = self.learners[bin]
         values = learner.candidate
         if self._settings.gate.enabled:
             judgement = self._ask(bin, values)
@@ -179,11 +184,14 @@ class Turns:
             judgement = Judgement(verdict="publish" if are_finite(values) else "reject", reasons=(), metrics={})
         self.last_judgement = judgement
         learner.since_judged = 0
-        self._untried.discard(bin)
+        restored = self._untried.pop(bin, [])
         if judgement.verdict == "publish":
             self._publish(learner, values, judgement)
         elif judgement.verdict == "hold":
             self._events.add("held", f"{bin}: {'; '.join(judgement.reasons)}")
+        elif len(restored) > 1:
+            self._events.add("rejected", f"{bin}: generation {restored[0].number}: {'; '.join(judgement.reasons)}")
+            self._take_up(learner, restored[1:])
         else:
             self._strike(learner, judgement)
 
