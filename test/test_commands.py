@@ -121,6 +121,18 @@ def test_info_says_that_weights_are_untrained(tmp_path: Path, capsys: pytest.Cap
     assert "five: a, b, c, d, e" in text
 
 
+def test_info_says_where_banks_and_image_network_come_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    day = {"method": "ours", "shift": "here", "steps": 7, "guidance": 1.0, "test_mean_iou": {"2d": 61.23, "3d": 58.0}}
+    about = {"what": "A stand-in.", "what_not": "It has seen no photograph."}
+    metadata = {"trained": True, "banks": {"day": day}, "image_backbone": about}
+    save_checkpoint(tmp_path, SegmentationModel(settings=tiny_settings()), label_space=SPACE, metadata=metadata)
+    assert main(["info", "--checkpoint", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "ours on here, 7 steps, lambda 1; mIoU there 2d 61.2 %, 3d 58.0 %" in text
+    assert "A stand-in." in text
+    assert "It has seen no photograph." in text
+
+
 def test_info_refuses_a_folder_without_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--checkpoint", str(tmp_path)]) == 2
     assert "no checkpoint here" in capsys.readouterr().err

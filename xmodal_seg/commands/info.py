@@ -74,8 +74,22 @@ def _as_text(found: dict[str, Any]) -> str:
         "heads": ", ".join(settings["heads"]["main"]),
         "voxel size": f"{settings['preprocess']['voxel_size']:g} m",
     }
+    for bank, origin in checkpoint["metadata"].get("banks", {}).items():
+        facts[f"bank {bank}"] = (
+            f"{origin['method']} on {origin['shift']}, {origin['steps']} steps, lambda {origin['guidance']:g}; "
+            f"mIoU there {_scores(origin['test_mean_iou'])}"
+        )
+    about = checkpoint["metadata"].get("image_backbone", {})
+    facts |= {
+        name: about[key] for key, name in (("what", "what it is"), ("what_not", "what it is not")) if key in about
+    }
     lines = [f"{name:<24}{version}" for name, version in found["versions"].items()]
     for device in found["devices"]:
         details = ", ".join(f"{key} {value}" for key, value in device.items() if key not in ("device", "name"))
         lines.append(f"{device['device']:<24}{device['name']} ({details})")
     return "\n".join(lines + [f"{name:<24}{value}" for name, value in facts.items()])
+
+
+def _scores(miou: dict[str, float]) -> str:
+    """Percent by head."""
+    return ", ".join(f"{head} {value:.1f} %" for head, value in miou.items())

@@ -40,7 +40,11 @@ def merge_runs(runs: Mapping[str, Path], *, which: str, out: Path) -> str:
         label_space=first.label_space,
         banks={bank: checkpoint.bank() for bank, checkpoint in checkpoints.items()},
         default_bank=first_bank,
-        metadata={"trained": True, "banks": {bank: _origin(run, which) for bank, run in runs.items()}},
+        metadata={
+            "trained": True,
+            "banks": {bank: _origin(run, which) for bank, run in runs.items()},
+            "image_backbone": _about_backbone(first),
+        },
         backbone="float16" if backbone_state(model) else "float32",
     )
 
@@ -51,10 +55,21 @@ def _load(run: Path, which: str) -> Checkpoint:
     return load_checkpoint(run / which)
 
 
+def _about_backbone(checkpoint: Checkpoint) -> dict[str, str]:
+    """What the program that pre-trained the image backbone says of it, in a file beside its weights; often nothing."""
+    weights = checkpoint.settings.image_backbone.weights
+    path = Path(weights).with_suffix(".json")
+    if weights in ("none", "hub") or not path.is_file():
+        return {}
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    return {name: facts[name] for name in ("what", "what_not") if name in facts}
+
+
 def _origin(run: Path, which: str) -> dict[str, Any]:
     """What made a bank, and how it scored on its target's test part."""
     recipe = load_recipe(run / RECIPE_FILE)
     results = json.loads((run / RESULTS_FILE).read_text(encoding="utf-8"))
+    scores = results["test"]["last" if which == "last" else "best_single"]
     return {
         "shift": recipe.data.shift,
         "method": recipe.name,
@@ -63,5 +78,5 @@ def _origin(run: Path, which: str) -> dict[str, Any]:
         "guidance": recipe.losses.guidance,
         "recipe_hash": recipe.result_hash(),
         "checkpoint": which,
-        "test_mean_iou": results["test"]["last" if which == "last" else "best_single"],
+        "test_mean_iou": {head: values["miou"] for head, values in scores.items()},  # percent
     }
