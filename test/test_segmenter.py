@@ -201,7 +201,7 @@ def test_the_papers_model_has_its_size():
     sizes = {name: sum(p.numel() for p in parameters) for name, parameters in model.parameter_groups().items()}
     head_2d, heads_3d, heads_fused = 1024 * 6 + 6, 2 * (16 * 6 + 6), 2 * (1024 * 6 + 6)
     fusion = (16 * 1024 + 1024) + (2048 * 1024 + 3 * 1024) + (1024 * 1024 + 3 * 1024)
-    assert sizes == {"image": head_2d, "fusion": fusion + heads_fused, "point": 2_688_656 + heads_3d}
+    assert sizes == {"image": head_2d, "tuning": 0, "fusion": fusion + heads_fused, "point": 2_688_656 + heads_3d}
     assert model.num_trainable() == 5_876_590
 
 

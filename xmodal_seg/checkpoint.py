@@ -2,7 +2,8 @@
 """Checkpoints: a folder of safetensors files and one checkpoint.json that says what they are. Never pickle.
 
     checkpoint.json                format, settings, label space, normalisation, versions, hashes, free metadata
-    shared.<hash>.safetensors      the frozen image backbone, once for all banks; absent when a hub or a file holds it
+    shared.<hash>.safetensors      the frozen image backbone, once for all banks; absent when a hub or a file holds it;
+                                   of a tuned one what is frozen in it, while its modules are in the banks
     bank_<name>.<hash>.safetensors everything else, once per bank (a bank is a weight set for a condition: day, night)
 
 File names carry the first digits of their SHA-256 and checkpoint.json is replaced last, in one step: a writer that
@@ -101,16 +102,17 @@ class Checkpoint:
 
 
 def bank_state(model: SegmentationModel) -> Tensors:
-    """Every tensor that a bank holds: parameters and buffers except those of a frozen image backbone; not copies."""
+    """Every tensor that a bank holds: parameters and buffers, but not those frozen in the image backbone; not copies."""
     shared = set(backbone_state(model))
     return {name: tensor for name, tensor in model.state_dict().items() if name not in shared}
 
 
 def backbone_state(model: SegmentationModel) -> Tensors:
-    """The tensors of the frozen image backbone, which all banks share; empty where there is none."""
-    if model.image_backbone is None or not model.image_backbone.frozen:
+    """The frozen tensors of the image backbone, which all banks share; empty where there are none."""
+    if model.image_backbone is None:
         return {}
-    return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(_BACKBONE_PREFIX)}
+    names = {_BACKBONE_PREFIX + name for name in model.image_backbone.frozen_names()}
+    return {name: tensor for name, tensor in model.state_dict().items() if name in names}
 
 
 def load_bank(model: SegmentationModel, tensors: Mapping[str, torch.Tensor], *, where: str = "bank") -> None:

@@ -40,6 +40,56 @@ class PreprocessSettings(Settings):
     )
 
 
+class TuningSettings(Settings):
+    """Small trained modules inside a frozen vision transformer; in YAML a word stands for its kind, as `tuning: lora`.
+
+    Three types, in every block: spatial (low-rank updates of query and value), semantic (a bottleneck beside the MLP)
+    and frequency (bottlenecks on the low, the high and all spatial frequencies of the patch tokens).
+    """
+
+    kind: Literal["none", "lora", "adapter", "all", "gate"] = Field(
+        default="none",
+        description="lora: spatial modules; adapter: semantic ones; all: all three types; gate: all three, of which "
+        "only the top_k with the most Fisher information are trained at a time",
+    )
+    rank: int = Field(default=64, gt=0, description="of the spatial modules")
+    adapter_width: int = Field(default=64, gt=0, description="of the semantic bottleneck")
+    frequency_width: int = Field(default=32, gt=0, description="of each of the three frequency bottlenecks")
+    low_pass: float = Field(
+        default=0.3, gt=0, lt=1, description="radius of the low frequencies as a share of the highest along one axis"
+    )
+    checkpointing: bool = Field(
+        default=False, description="keep a block's input only and compute the rest again in backward: less memory"
+    )
+    top_k: int = Field(default=18, gt=0, description="gate: modules that are on, of all types and layers together")
+    warmup: int = Field(
+        default=100, gt=0, description="gate: steps with all modules on before the first scores; they start as zeros"
+    )
+    every: int = Field(default=50, gt=0, description="gate: steps from one scoring to the next")
+    samples: int = Field(default=8, gt=0, description="gate: frames that a scoring looks at, one by one")
+    max_swaps: int = Field(default=6, gt=0, description="gate: modules that may change places in one scoring")
+    scored_on: Literal["source_labels", "target_pseudo_labels", "target_sampled_labels"] = Field(
+        default="target_pseudo_labels",
+        description="gate: whose log-likelihood: ground truth, the model's own best labels, or labels drawn from its "
+        "probabilities",
+    )
+    unselected: Literal["frozen", "bypassed"] = Field(
+        default="frozen", description="gate: a module that is off still adds what it has learned, or nothing"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_word(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> TuningSettings:
+        given = sorted(self.model_dump(exclude_defaults=True))
+        if self.kind == "none" and given:
+            raise ValueError(f"kind: 'none' has no use for {', '.join(given)}; expected lora, adapter, all or gate")
+        return self
+
+
 class ImageBackboneSettings(Settings):
     """The 2D network: a frozen vision foundation model, or xMUDA's trainable U-Net for the baseline rows."""
 
@@ -64,6 +114,15 @@ class ImageBackboneSettings(Settings):
         "their own; a feature has these beside the D of the patches around",
     )
     width: int = Field(default=64, gt=0, description="unet only: channels of the output; 64 as xMUDA")
+    tuning: TuningSettings = Field(
+        default=TuningSettings(), description="timm only: modules that are trained inside the otherwise frozen network"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ImageBackboneSettings:
+        if self.tuning.kind != "none" and self.kind != "timm":
+            raise ValueError(f"tuning: {self.tuning.kind!r} goes with kind 'timm' only, got kind {self.kind!r}")
+        return self
 
 
 class PointBackboneSettings(Settings):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xmodal_seg.checkpoint import Checkpoint, backbone_state, bank_state, load_checkpoint
+from xmodal_seg.checkpoint import Checkpoint, bank_state, load_checkpoint
 from xmodal_seg.config import (
     FusionSettings,
     ImageBackboneSettings,
@@ -113,9 +113,10 @@ class Segmenter:
     def from_checkpoint(cls, checkpoint: Checkpoint, *, device: torch.device, point_scope: PointScope) -> Segmenter:
         """With all banks of a loaded checkpoint, the default one served first."""
         default = checkpoint.build_model()
-        backbone = default.image_backbone if backbone_state(default) else None
+        backbone = default.image_backbone
+        shared = backbone if backbone is not None and backbone.frozen else None  # a tuned one differs between banks
         others = {
-            name: checkpoint.build_model(bank=name, image_backbone=backbone)
+            name: checkpoint.build_model(bank=name, image_backbone=shared)
             for name in checkpoint.banks
             if name != checkpoint.default_bank
         }

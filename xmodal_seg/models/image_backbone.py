@@ -40,6 +40,10 @@ class ImageBackbone(nn.Module):
         height, width = (math.ceil(size / self.patch_size) * self.patch_size for size in image_size)
         return height, width
 
+    def frozen_names(self) -> set[str]:
+        """Names, in `state_dict`, of the tensors that no training changes."""
+        return set(self.state_dict()) if self.frozen else set()
+
 
 class FrozenBackbone(ImageBackbone):
     """Base of the foundation models: no gradient, and in eval mode whatever `train()` is called on."""
@@ -58,13 +62,7 @@ class FrozenBackbone(ImageBackbone):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(I, 3, H, W) -> (I, D, h, w). Raises ValueError if H or W is no multiple of the patch size."""
-        height, width = images.shape[-2:]
-        expected = self.input_size((height, width))
-        if (height, width) != expected:
-            raise ValueError(
-                f"images: expected height and width in multiples of the patch size {self.patch_size} px, "
-                f"got {height}x{width}; the next larger is {expected[0]}x{expected[1]}"
-            )
+        check_image_size(self, images)
         with torch.no_grad():
             return self._features(images)
 
@@ -96,6 +94,7 @@ class FrozenViT(FrozenBackbone):
         network.reset_classifier(0)
         super().__init__(network)
         width: int = network.feature_info[-1]["num_chs"]
+        self.settings = settings
         self.cells_per_patch = settings.cells_per_patch
         self.out_channels = width if settings.cells_per_patch == 1 else width + cell_channels(width, settings)
         self.patch_size = network.feature_info[-1]["reduction"]
@@ -108,7 +107,18 @@ class FrozenViT(FrozenBackbone):
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         tokens = patch_tokens(self.network, (images - self.mean) / self.std)
-        return tokens if self.cells_per_patch == 1 else with_cells(tokens, self.cells_per_patch)
+        return with_cells(tokens, self.cells_per_patch)
+
+
+def check_image_size(backbone: ImageBackbone, images: torch.Tensor) -> None:
+    """Raise ValueError if height or width of (I, 3, H, W) is no multiple of the patch size."""
+    height, width = images.shape[-2:]
+    expected = backbone.input_size((height, width))
+    if (height, width) != expected:
+        raise ValueError(
+            f"images: expected height and width in multiples of the patch size {backbone.patch_size} px, "
+            f"got {height}x{width}; the next larger is {expected[0]}x{expected[1]}"
+        )
 
 
 def patch_tokens(network: Any, images: torch.Tensor) -> torch.Tensor:
@@ -126,7 +136,12 @@ def cells_of(tokens: torch.Tensor, cells_per_patch: int) -> torch.Tensor:
 
 
 def with_cells(tokens: torch.Tensor, cells_per_patch: int) -> torch.Tensor:
-    """(I, D, h, w) -> (I, D + D / n^2, n h, n w): the patches around each cell, interpolated, and the cell's own."""
+    """(I, D, h, w) -> (I, D + D / n^2, n h, n w): the patches around each cell, interpolated, and the cell's own.
+
+    With one cell per patch the tokens are returned as they are.
+    """
+    if cells_per_patch == 1:
+        return tokens
     around = functional.interpolate(tokens, scale_factor=cells_per_patch, mode="bilinear", align_corners=False)
     return torch.cat([around, cells_of(tokens, cells_per_patch)], dim=1)
 

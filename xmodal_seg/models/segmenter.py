@@ -16,10 +16,11 @@ from xmodal_seg.models.image_unet import ImageUNet
 from xmodal_seg.models.lifting import lift
 from xmodal_seg.models.point_backbone import PointBackbone
 from xmodal_seg.models.radio import Radio
+from xmodal_seg.models.tuning.tuned_vit import TunedViT
 from xmodal_seg.structures import Batch, Head, Predictions, true_rows
 from xmodal_seg.voxels import gather_to_points
 
-ParameterGroup = Literal["image", "fusion", "point"]
+ParameterGroup = Literal["image", "tuning", "fusion", "point"]
 
 
 class SegmentationModel(nn.Module):
@@ -112,12 +113,15 @@ class SegmentationModel(nn.Module):
     def parameter_groups(self) -> dict[ParameterGroup, list[nn.Parameter]]:
         """Trainable parameters, each in one group, as the recipes' learning rates divide them.
 
-        image: a trainable 2D network, the feature norm and the 2D heads; fusion: projection, fusion and fused heads;
-        point: the 3D net and the 3D heads. Groups of parts that the model lacks are empty.
+        image: a trainable 2D network, the feature norm and the 2D heads; tuning: the modules that are on in a tuned
+        image backbone; fusion: projection, fusion and fused heads; point: the 3D net and the 3D heads. Groups of parts
+        that the model lacks are empty.
         """
-        image_parts = [self.feature_norm, self.image_backbone]
+        tuned = self.image_backbone if isinstance(self.image_backbone, TunedViT) else None
+        untuned = self.image_backbone if tuned is None else None
         groups: dict[ParameterGroup, list[nn.Parameter]] = {
-            "image": [*_parameters(*image_parts), *self.heads.parameters_of("2d")],
+            "image": [*_parameters(self.feature_norm, untuned), *self.heads.parameters_of("2d")],
+            "tuning": _parameters(tuned),
             "fusion": [*_parameters(self.fusion), *self.heads.parameters_of("fused")],
             "point": [*_parameters(self.point_backbone), *self.heads.parameters_of("3d")],
         }
@@ -153,6 +157,8 @@ class SegmentationModel(nn.Module):
 
 def build_image_backbone(settings: ImageBackboneSettings) -> ImageBackbone:
     """The 2D network that the settings describe; ValueError for one that cannot be built."""
+    if settings.tuning.kind != "none":
+        return TunedViT(settings=settings)
     builders: dict[str, type[FrozenViT] | type[Radio] | type[ImageUNet]] = {
         "timm": FrozenViT,
         "radio": Radio,

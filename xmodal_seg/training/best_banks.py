@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from xmodal_seg.checkpoint import BackboneStorage, bank_state, load_checkpoint, save_checkpoint
+from xmodal_seg.checkpoint import BackboneStorage, backbone_state, bank_state, load_checkpoint, save_checkpoint
 from xmodal_seg.labels import LabelSpace
 from xmodal_seg.models.segmenter import SegmentationModel
 from xmodal_seg.training.evaluation import ENSEMBLE, Scores
@@ -58,5 +58,5 @@ class BestBanks:
 
 def backbone_storage(model: SegmentationModel) -> BackboneStorage:
     """A frozen backbone that came from a hub or a file stays there; training's checkpoints need no copy of it."""
-    frozen = model.image_backbone is not None and model.image_backbone.frozen
+    frozen = bool(backbone_state(model))
     return "omit" if frozen and model.settings.image_backbone.weights != "none" else "float32"

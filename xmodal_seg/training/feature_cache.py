@@ -94,7 +94,7 @@ class _Job:
 
 
 def _key(job: _Job, *, fingerprint: str, mirror: bool) -> str:
-    settings = job.model.settings.image_backbone.model_dump(mode="json", exclude={"weights", "feature_norm"})
+    settings = job.model.settings.image_backbone.model_dump(mode="json", exclude={"weights", "feature_norm", "tuning"})
     facts = {
         "backbone": hash_tensors(backbone_state(job.model)),
         "settings": settings,

@@ -88,6 +88,7 @@ class LearningRates(Settings):
     """By group of `SegmentationModel.parameter_groups`."""
 
     image: float = Field(default=1e-3, gt=0, description="2D head, feature norm and a trainable 2D network")
+    tuning: float = Field(default=1e-3, gt=0, description="modules inside the image backbone")
     fusion: float = Field(default=1e-3, gt=0, description="projection, fusion and its heads")
     point: float = Field(default=3e-3, gt=0, description="3D network and its heads")
 
@@ -148,6 +149,7 @@ class Recipe(Settings):
             *_term_problems(self),
             *_pseudo_label_problems(self),
             *_feature_cache_problems(self),
+            *_tuning_problems(self),
             *_class_weight_problems(self),
         ]
 
@@ -197,6 +199,12 @@ def _feature_cache_problems(recipe: Recipe) -> list[str]:
         return []
     if recipe.model.image_backbone.kind == "unet":
         return ["feature_cache: model.image_backbone.kind 'unet' is trained, so its features change with every step"]
+    tuning = recipe.model.image_backbone.tuning.kind
+    if tuning != "none":
+        return [
+            f"feature_cache: model.image_backbone.tuning is {tuning!r}, so the features change with every step; switch "
+            "feature_cache off or set model.image_backbone.tuning to none"
+        ]
     problems = []
     for name, augment in (("source", recipe.data.augment_source), ("target", recipe.data.augment_target)):
         for key in ("jitter", "crop", "bottom_crop"):
@@ -205,6 +213,22 @@ def _feature_cache_problems(recipe: Recipe) -> list[str]:
                     f"feature_cache: data.augment_{name}.image.{key} alters images at every visit, so stored features "
                     "would be those of other images; switch one of the two off"
                 )
+    return problems
+
+
+def _tuning_problems(recipe: Recipe) -> list[str]:
+    """The gate's scores need a 2D or fused main head, and frames of a domain that the recipe trains on."""
+    tuning = recipe.model.image_backbone.tuning
+    if tuning.kind != "gate":
+        return []
+    problems = []
+    if not {"2d", "fused"} & set(recipe.model.heads.main):
+        problems.append("model.image_backbone.tuning: 'gate' scores with a 2d or fused head in model.heads.main")
+    if tuning.scored_on != "source_labels" and not recipe.uses_target:
+        problems.append(
+            f"model.image_backbone.tuning.scored_on: {tuning.scored_on!r}, but nothing is minimised on the target; "
+            "expected source_labels"
+        )
     return problems
 
 

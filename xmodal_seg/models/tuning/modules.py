@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The three types of modules. Each starts as the identity: what it adds comes out of weights that are zero at first.
+
+While `active` is False a module adds nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class TuningModule(nn.Module):
+    """Base: something added to the tokens of a block, or nothing while it is not active."""
+
+    active = True
+
+
+class LowRank(TuningModule):
+    """Spatial: W_q + B_q A_q and W_v + B_v A_v in a fused projection [q, k, v]; the key stays as it is.
+
+    A is drawn as in a linear layer, B is zero. `peft` would adapt the fused projection as a whole, the key with it.
+    """
+
+    def __init__(self, *, width: int, out_channels: int, rank: int) -> None:
+        super().__init__()
+        self.query_down = nn.Linear(width, rank, bias=False)
+        self.query_up = _zeros(rank, out_channels, bias=False)
+        self.value_down = nn.Linear(width, rank, bias=False)
+        self.value_up = _zeros(rank, out_channels, bias=False)
+
+    def add_to(self, projection: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        """A forward hook of the fused projection: (I, T, D) -> output (I, T, 3 C) with query and value changed."""
+        if not self.active:
+            return output
+        query, key, value = output.chunk(3, dim=-1)
+        query = query + self.query_up(self.query_down(inputs[0]))
+        value = value + self.value_up(self.value_down(inputs[0]))
+        return torch.cat([query, key, value], dim=-1)
+
+    def weight_update(self) -> torch.Tensor:
+        """(3 C, D) what the weight of the projection would have to grow by for the same result."""
+        query = self.query_up.weight @ self.query_down.weight
+        value = self.value_up.weight @ self.value_down.weight
+        return torch.cat([query, torch.zeros_like(query), value])
+
+
+class Bottleneck(TuningModule):
+    """Semantic: D -> width -> D with a GELU between, beside a block's MLP and on the same normed tokens."""
+
+    def __init__(self, *, width: int, hidden: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(width, hidden)
+        self.up = _zeros(hidden, width)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(..., D) -> (..., D) to be added."""
+        return self.up(functional.gelu(self.down(tokens)))
+
+
+class FrequencyBands(TuningModule):
+    """Frequency: a bottleneck each on the low, the high and all spatial frequencies of the patch tokens.
+
+    A router gives every token a weight for each of the three. Earth-Adapter's idea (Hu et al., AAAI 2026) on a grid of
+    any size, with a round low-pass.
+    """
+
+    bands = ("low", "high", "all")
+
+    def __init__(self, *, width: int, hidden: int, low_pass: float) -> None:
+        super().__init__()
+        self.low_pass = low_pass
+        self.bottlenecks = nn.ModuleList(Bottleneck(width=width, hidden=hidden) for _ in self.bands)
+        self.router = nn.Linear(width, len(self.bands))
+
+    def forward(self, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """(I, h w, D) patch tokens row by row -> (I, h w, D) to be added to them."""
+        low = low_frequencies(patches, grid, share=self.low_pass)
+        weights = self.router(patches).softmax(dim=-1)
+        banded = zip(self.bottlenecks, (low, patches - low, patches), strict=True)
+        added = [weights[..., [i]] * bottleneck(tokens) for i, (bottleneck, tokens) in enumerate(banded)]
+        return added[0] + added[1] + added[2]
+
+
+def low_frequencies(patches: torch.Tensor, grid: tuple[int, int], *, share: float) -> torch.Tensor:
+    """(I, h w, D) -> (I, h w, D) float32: only frequencies of at most `share` times half a cycle per token."""
+    height, width = grid
+    with torch.autocast(device_type=patches.device.type, enabled=False):  # there is no FFT in 16 bits
+        image = patches.float().unflatten(1, grid)
+        rows = torch.fft.fftfreq(height, device=patches.device)
+        columns = torch.fft.rfftfreq(width, device=patches.device)
+        is_low = torch.hypot(rows[:, None], columns[None]) <= 0.5 * share
+        spectrum = torch.fft.rfft2(image, dim=(1, 2)) * is_low[..., None]
+        return torch.fft.irfft2(spectrum, s=grid, dim=(1, 2)).flatten(1, 2)
+
+
+def _zeros(in_channels: int, out_channels: int, *, bias: bool = True) -> nn.Linear:
+    """A linear layer that gives zeros."""
+    layer = nn.Linear(in_channels, out_channels, bias=bias)
+    nn.init.zeros_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
