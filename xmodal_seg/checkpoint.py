@@ -102,7 +102,7 @@ class Checkpoint:
 
 
 def bank_state(model: SegmentationModel) -> Tensors:
-    """Every tensor that a bank holds: parameters and buffers, but not those frozen in the image backbone; not copies."""
+    """Every tensor that a bank holds: all but what is frozen in the image backbone; not copies."""
     shared = set(backbone_state(model))
     return {name: tensor for name, tensor in model.state_dict().items() if name not in shared}
 

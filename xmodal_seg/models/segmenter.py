@@ -127,9 +127,13 @@ class SegmentationModel(nn.Module):
         }
         return {name: [p for p in parameters if p.requires_grad] for name, parameters in groups.items()}
 
+    def group_sizes(self) -> dict[ParameterGroup, int]:
+        """How many numbers training changes, by group."""
+        return {name: sum(p.numel() for p in parameters) for name, parameters in self.parameter_groups().items()}
+
     def num_trainable(self) -> int:
         """How many numbers training changes."""
-        return sum(p.numel() for parameters in self.parameter_groups().values() for p in parameters)
+        return sum(self.group_sizes().values())
 
     def _point_feats(self, batch: Batch) -> torch.Tensor:
         assert self.point_backbone is not None

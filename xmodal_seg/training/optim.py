@@ -8,6 +8,7 @@ from torch.optim import Adam
 from torch.optim.lr_scheduler import MultiStepLR
 
 from xmodal_seg.models.segmenter import SegmentationModel
+from xmodal_seg.models.tuning.tuned_vit import TunedViT
 from xmodal_seg.training.recipe_settings import OptimSettings
 
 
@@ -20,6 +21,18 @@ def build_optimizer(model: SegmentationModel, settings: OptimSettings) -> Adam:
         if parameters
     ]
     return Adam(groups)
+
+
+def sizes_line(model: SegmentationModel, optimizer: torch.optim.Optimizer) -> str:
+    """How many numbers are trained, in all and by group, and how many modules take turns."""
+    sizes = {group["name"]: sum(p.numel() for p in group["params"]) for group in optimizer.param_groups}
+    parts = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    tuning = model.settings.image_backbone.tuning
+    backbone = model.image_backbone
+    turns = ""
+    if isinstance(backbone, TunedViT) and tuning.kind == "gate":
+        turns = f"; {tuning.top_k} of the {backbone.selected.numel()} modules of tuning at a time"
+    return f"trainable parameters: {sum(sizes.values()):,} ({parts}{turns})"
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, settings: OptimSettings) -> MultiStepLR:

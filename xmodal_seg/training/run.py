@@ -16,6 +16,7 @@ from rich.progress import track
 
 from xmodal_seg.checkpoint import Checkpoint, load_checkpoint
 from xmodal_seg.models.segmenter import SegmentationModel
+from xmodal_seg.models.tuning.tuned_vit import TunedViT
 from xmodal_seg.training.data.dataset import Domains, FrameDataset
 from xmodal_seg.training.data.prepared import write_text
 from xmodal_seg.training.data.tasks import open_domains
@@ -115,11 +116,12 @@ def evaluate_run(run: Path, *, console: Console | None = None) -> dict[str, Any]
     setup = set_up(load_recipe(_file(run, RECIPE_FILE)), single=True)
     batches = setup.batches(setup.domains.target_test)
     best = load_checkpoint(run / BEST, device=setup.fabric.device)
+    last = load_checkpoint(run / LAST, device=setup.fabric.device).build_model()
     models = _models_by_bank(best)
     selections = {
         "best": {name: model for name, model in models.items() if name != ENSEMBLE},
         "best_single": whole(models[ENSEMBLE]),
-        "last": whole(load_checkpoint(run / LAST, device=setup.fabric.device).build_model()),
+        "last": whole(last),
     }
     scores = evaluate_selections(
         selections,
@@ -131,6 +133,7 @@ def evaluate_run(run: Path, *, console: Console | None = None) -> dict[str, Any]
         "data": setup.domains.target_test.name,
         "fingerprint": setup.domains.fingerprint,
         "recipe_hash": setup.recipe.result_hash(),
+        "trainable_parameters": trainable_parameters(setup.model, last),
         "class_names": list(setup.domains.label_space.class_names),
         "validation": best.metadata["best"],
         "test": {protocol: summarise(of_protocol) for protocol, of_protocol in scores.items()},
@@ -154,6 +157,16 @@ def make_run_pseudo_labels(run: Path, folder: Path, *, console: Console | None =
         autocast=setup.fabric.autocast,
         items=setup.items(batches, what="labelling", console=console),
     )
+
+
+def trainable_parameters(model: SegmentationModel, last: SegmentationModel) -> dict[str, int]:
+    """By group of the new `model`; `tuning_on`: those of the modules that were on in the `last` one."""
+    sizes = {str(name): size for name, size in model.group_sizes().items()}
+    tuned = last.image_backbone
+    if isinstance(tuned, TunedViT):
+        tuned.select(tuned.selection())
+        sizes["tuning_on"] = last.group_sizes()["tuning"]
+    return sizes
 
 
 def summarise(scores: Scores) -> dict[str, Any]:

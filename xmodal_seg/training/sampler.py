@@ -13,7 +13,7 @@ Domain = Literal["source", "target"]
 # Numbers that set the random streams apart.
 _FRAMES: dict[Domain, int] = {"source": 1, "target": 2}
 _ORDER: dict[Domain, int] = {"source": 3, "target": 4}
-_DROPOUT = 5
+_DROPOUT, _LABELS = 5, 6
 
 
 def batch_indices(*, num_frames: int, batch_size: int, step: int, seed: int, domain: Domain) -> NDArray[np.int64]:
@@ -37,6 +37,11 @@ def frame_rng(*, step: int, slot: int, seed: int, domain: Domain) -> np.random.G
 def dropout_seed(*, step: int, seed: int, rank: int) -> int:
     """What torch is seeded with at the start of a step."""
     return int(np.random.SeedSequence((seed, _DROPOUT, step, rank)).generate_state(1, np.uint32)[0])
+
+
+def label_seed(*, number: int, seed: int) -> int:
+    """Of the labels drawn for frame `number` of all that are scored."""
+    return int(np.random.SeedSequence((seed, _LABELS, number)).generate_state(1, np.uint32)[0])
 
 
 @lru_cache(maxsize=8)

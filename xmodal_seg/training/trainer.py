@@ -2,7 +2,7 @@
 """Training: steps on both domains, validation, checkpoints; on a CPU, a GPU or several.
 
 A run's folder holds `recipe.yaml` (resolved), `state.pt` (to go on from), `last/` and `best/` (checkpoints),
-`validation.csv` and TensorBoard's event files.
+`validation.csv` and TensorBoard's event files; with `tuning: gate` also `selection.csv` and `selection.png`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from xmodal_seg.models.segmenter import SegmentationModel
 from xmodal_seg.training.best_banks import BestBanks, backbone_storage
 from xmodal_seg.training.data.dataset import Domains, FrameDataset, class_counts, log_class_weights
 from xmodal_seg.training.evaluation import Scores, evaluate
-from xmodal_seg.training.optim import build_optimizer, build_scheduler
+from xmodal_seg.training.module_gate import ModuleGate
+from xmodal_seg.training.optim import build_optimizer, build_scheduler, sizes_line
 from xmodal_seg.training.processes import average_buffers, sum_gradients, sum_over_processes
 from xmodal_seg.training.recipe import Recipe, save_recipe
 from xmodal_seg.training.run_log import RunLog
@@ -100,6 +101,7 @@ class Trainer:
             save_recipe(recipe, out / RECIPE_FILE)
         self._check_same_step()
         self._metadata = {"trained": True, "recipe": recipe.model_dump(mode="json"), "data": domains.fingerprint}
+        self._gate = self._module_gate()
         self._best = BestBanks(out / BEST, label_space=domains.label_space, metadata=self._metadata)
 
     def fit(self) -> None:
@@ -107,6 +109,8 @@ class Trainer:
         total = self.recipe.optim.steps
         items = iter(loader(self.training_steps(total, start=self.step), num_workers=self.recipe.data.num_workers))
         self.model.train()
+        if self._is_first:
+            self._console.print(sizes_line(self.model, self.optimizer), highlight=False)
         with RunLog(self.out, console=self._console, step=self.step, total=total, active=self._is_first) as log:
             while self.step < total:
                 start_s = time.perf_counter()
@@ -122,6 +126,8 @@ class Trainer:
 
     def train_step(self, source: DomainBatch, target: DomainBatch | None) -> dict[str, float]:
         """Both halves and one optimiser step; the losses by name, this process's shares, with their sum as `loss`."""
+        if self._gate is not None:
+            self._gate.before_step(self.step)
         torch.manual_seed(dropout_seed(step=self.step, seed=self.recipe.seed, rank=self.fabric.global_rank))
         self.optimizer.zero_grad(set_to_none=True)
         reduce = self._reduce if self.fabric.world_size > 1 else None
@@ -139,7 +145,8 @@ class Trainer:
             terms |= self._backward(
                 lambda: target_step(self.model, target.to(self.fabric.device), losses=losses, sum_over_processes=reduce)
             )
-        sum_gradients(self.fabric, (p for group in self.optimizer.param_groups for p in group["params"]))
+        in_use = (p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad)
+        sum_gradients(self.fabric, in_use)  # a module that is off must stay without gradient, or momentum moves it
         self.optimizer.step()
         self.scheduler.step()
         self.step += 1
@@ -228,11 +235,36 @@ class Trainer:
             domain=domain,
             inputs=InputSettings.of(self.model, image_size=image_size),
             augment=data.augment_source if of_source else data.augment_target,
-            batch_size=self.recipe.optim.batch_size,
             seed=self.recipe.seed,
-            rank=self.fabric.global_rank,
-            world_size=self.fabric.world_size,
-            **extra,
+            **{
+                "batch_size": self.recipe.optim.batch_size,
+                "rank": self.fabric.global_rank,
+                "world_size": self.fabric.world_size,
+                **extra,
+            },
+        )
+
+    def _module_gate(self) -> ModuleGate | None:
+        """What selects the modules of a tuned image backbone, in recipes that ask for it."""
+        tuning = self.recipe.model.image_backbone.tuning
+        if tuning.kind != "gate":
+            return None
+        on_source = tuning.scored_on == "source_labels"
+        frames = self._stream(
+            "source" if on_source else "target",
+            self._supervised if on_source else self.domains.target_train,
+            keep_labels=on_source,
+            batch_size=1,
+            rank=0,
+            world_size=1,
+        )
+        return ModuleGate(
+            model=self.model,
+            frames=frames,
+            fabric=self.fabric,
+            folder=self.out,
+            step=self.step,
+            seed=self.recipe.seed,
         )
 
     def _backward(self, half_step: Callable[[], StepResult]) -> dict[str, float]:
@@ -262,6 +294,8 @@ class Trainer:
             average_buffers(self.fabric, self.model)
             if self._is_first:
                 self._save_last()
+            if self._gate is not None:
+                self._gate.finish()
         if self.step % settings.checkpoint_every == 0 or finished:
             self.save()
 

@@ -19,8 +19,8 @@ def merged_backbone(tuned: TunedViT) -> FrozenViT:
     if tuned.types != ("spatial",):
         others = " and ".join(of_type for of_type in tuned.types if of_type != "spatial")
         raise ValueError(
-            f"expected image_backbone.tuning 'lora' to merge, got {tuned.settings.tuning.kind!r}, whose {others} modules "
-            "are no part of a weight"
+            f"expected image_backbone.tuning 'lora' to merge, got {tuned.settings.tuning.kind!r}, whose {others} "
+            "modules are no part of a weight"
         )
     changes = {"tuning": TuningSettings(), "weights": "none", "model_args": tuned.model_args}
     with torch.random.fork_rng(devices=[]):  # the values drawn here are overwritten
