@@ -21,11 +21,13 @@ from xmodal_seg.training.table_runs import FIRST_STAGE
 
 PROGRAMS = Path(__file__).parent.parent / "training"
 METHODS = sorted(path.stem for path in (PROGRAMS / "recipes" / "methods").glob("*.yaml"))
+TUNING = {"rank": 2, "adapter_width": 3, "frequency_width": 2, "top_k": 1, "warmup": 6, "every": 5, "samples": 2}
 sys.path.insert(0, str(PROGRAMS))
 
 import evaluate
 import make_pseudo_labels
 import merge_banks
+import merge_lora
 import reproduce_table
 import train
 
@@ -46,6 +48,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     networks = {
         "vfm": {"model": {"image_backbone": tiny_vfm()}, "feature_cache": True},
         "another_vfm": {"model": {"image_backbone": other}},
+        "tuned_vfm": {"model": {"image_backbone": {**tiny_vfm(), "tuning": TUNING}}},
         "unet": {"model": {"image_backbone": unet}},
     }
     write(recipes / "sizes" / "small.yaml", {"recipe": {}, "image_networks": networks})
@@ -87,6 +90,30 @@ def test_every_method_trains_and_is_scored(world: Path, first_stages: dict[str, 
     for protocol in ("best", "best_single", "last"):
         assert set(results["test"][protocol]) == expected
         assert all(0 <= score["miou"] <= 100 for score in results["test"][protocol].values())
+
+
+def test_tuned_runs_tell_their_sizes_and_lora_becomes_a_plain_checkpoint(
+    world: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {}
+    for method in ("ours", "ours_lora", "ours_all_modules", "ours_gate"):
+        assert call_train(world, method, "--test") == 0
+        assert "trainable parameters: " in capsys.readouterr().out
+        results = yaml.safe_load((world / "runs" / method / "results.json").read_text(encoding="utf-8"))
+        sizes[method] = results["trainable_parameters"]
+    assert sizes["ours"]["tuning"] == 0
+    assert "tuning_on" not in sizes["ours"]
+    assert sizes["ours_lora"]["tuning"] == sizes["ours_lora"]["tuning_on"] == 4 * 2 * 12
+    assert sizes["ours_all_modules"] == {**sizes["ours_gate"], "tuning_on": sizes["ours_gate"]["tuning"]}
+    assert 0 < sizes["ours_gate"]["tuning_on"] < sizes["ours_gate"]["tuning"]
+
+    run = world / "runs" / "ours_lora"
+    assert merge_lora.main([str(run / "best"), "--bank", "3d", "--out", str(world / "plain")]) == 0
+    merged = load_checkpoint(world / "plain")
+    assert merged.default_bank == "3d"
+    assert merged.settings.image_backbone.tuning.kind == "none"
+    assert merge_lora.main([str(world / "runs" / "ours" / "last"), "--out", str(world / "no")]) == 1
+    assert "got one without tuning" in capsys.readouterr().err
 
 
 def test_evaluate_prints_and_pseudo_labels_are_made(

@@ -33,6 +33,7 @@ def test_every_shipped_combination_is_valid(shift: str, size: str) -> None:
 
 def test_every_row_that_the_tables_need_is_there() -> None:
     rows = {"source_only", "target_only", "source_only_ours", "xmuda", "xmuda_fuse", "xmuda_vfm_fuse", "vanilla"}
+    rows |= {"ours_lora", "ours_all_modules", "ours_gate"}
     rows |= {"vanilla_guidance", "mlp", "mlp_symal", "ours", "ours_pl", "xmuda_pl", "ours_another_vfm"}
     rows |= {f"ours_lambda_{value}" for value in ("0", "0.25", "0.5", "0.75", "1")}
     assert rows <= set(METHODS)
@@ -52,6 +53,31 @@ def test_methods_differ_in_networks_and_losses_only() -> None:
     expected = rest(composed("sim_dev", "ours", "small"))
     for method in METHODS:
         assert rest(composed("sim_dev", method, "small")) == expected
+
+
+@pytest.mark.parametrize("size", ["small", "full"])
+def test_tuned_methods_are_ours_but_for_tuning_and_cache(size: str) -> None:
+    ours = composed("sim_day_night", "ours", size).model_dump(mode="json")
+    for method, kind in (("ours_lora", "lora"), ("ours_all_modules", "all"), ("ours_gate", "gate")):
+        values = composed("sim_day_night", method, size).model_dump(mode="json")
+        assert values["model"]["image_backbone"].pop("tuning")["kind"] == kind
+        assert values.pop("name") == method
+        assert values["optim"]["lr"].pop("tuning") > 0
+        assert values.pop("feature_cache") is False
+        expected = {key: value for key, value in ours.items() if key not in ("name", "feature_cache")}
+        expected["model"]["image_backbone"].pop("tuning", None)
+        expected["optim"]["lr"].pop("tuning", None)
+        assert values == expected
+
+
+def test_recipes_without_tuning_keep_their_hashes() -> None:
+    """What was stored before there was tuning must be found again."""
+    ours = composed("sim_day_night", "ours", "small")
+    assert "tuning" not in str(ours.model_dump(mode="json", exclude_defaults=True))
+    word = composed("sim_day_night", "ours", "small", "model.image_backbone.tuning=none")
+    assert word.result_hash() == ours.result_hash()
+    lora = composed("sim_day_night", "ours", "small", "model.image_backbone.tuning=lora", "feature_cache=false")
+    assert lora.result_hash() != ours.result_hash()
 
 
 def test_lambda_of_day_and_night() -> None:
@@ -93,6 +119,25 @@ def test_merge_replaces_lists_and_joins_mappings() -> None:
         ({"data": {"augment_source": {"points": {"nose": 1}}}}, r"augment_source.points.nose: .*'noise'"),
         ({"feature_cache": True, "data": {"augment_target": {"image": {"jitter": 0.4}}}}, "target.image.jitter alters"),
         ({"feature_cache": True, "model": {"image_backbone": {"kind": "unet", "name": "narrow"}}}, "kind 'unet'"),
+        (
+            {"feature_cache": True, "model": {"image_backbone": {"tuning": "lora"}}},
+            "feature_cache: model.image_backbone.tuning is 'lora', so the features change",
+        ),
+        ({"model": {"image_backbone": {"tuning": {"kind": "gate", "top": 3}}}}, r"tuning.top: unknown .*'top_k'"),
+        (
+            {"model": {"image_backbone": {"tuning": "gate"}}, "losses": {"lambda_target": 0}},
+            "scored_on: 'target_pseudo_labels', but nothing is minimised on the target; expected source_labels",
+        ),
+        (
+            {
+                "model": {
+                    "image_backbone": {"tuning": "gate"},
+                    "heads": {"main": ["3d"], "mimic": [["fused", "3d"]], "ensemble": ["3d"]},
+                },
+                "losses": {"terms": [{"teacher": "3d", "student": "fused"}]},
+            },
+            "tuning: 'gate' scores with a 2d or fused head in model.heads.main",
+        ),
         ({"losses": {"lambda_pl": 1.0}}, "data.pseudo_labels: missing, but losses.lambda_pl > 0"),
         ({"losses": {"class_weights": [1.0, 2.0]}}, "losses.class_weights: expected 6 numbers, one per class, got 2"),
         ({"losses": {"terms": [{"teacher": "3d", "student": "2d"}]}}, r"needs the pair \[2d, 3d\] in model"),

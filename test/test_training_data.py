@@ -14,6 +14,7 @@ from tiny_world import NUM_FRAMES, tiny_recipe, write_tiny_world
 from xmodal_seg.labels import NUSCENES_6, VIRTUAL_KITTI_6
 from xmodal_seg.training.data.dataset import Domains, FixedSubset, class_counts, log_class_weights
 from xmodal_seg.training.data.frame_store import FrameStore
+from xmodal_seg.training.data.simulated import DomainSettings
 from xmodal_seg.training.data.tasks import PARTS, open_domains
 
 needs_sim = pytest.mark.skipif(
@@ -109,6 +110,31 @@ def test_simulated_domains_are_rendered_once_and_differ(tmp_path: Path, caplog: 
     assert written.keys() == set(tmp_path.rglob("*.npy"))
     np.testing.assert_array_equal(kitti.source_train[1].points, domains.source_train[1].points)
     assert kitti.fingerprint != domains.fingerprint
+
+
+@needs_sim
+def test_thermal_pictures_show_the_same_streets_and_leave_other_worlds_their_names(tmp_path: Path) -> None:
+    visible = open_domains(simulated(tmp_path, lights=["noon"]))
+    folders = {path.name for path in (tmp_path / "worlds").iterdir() if path.is_dir()}
+    usual = open_domains(simulated(tmp_path, lights=["noon"], appearance="visible"))
+    assert usual.fingerprint == visible.fingerprint
+
+    warm = open_domains(simulated(tmp_path, lights=["noon"], appearance="thermal"))
+
+    assert warm.fingerprint != visible.fingerprint
+    new = {path.name for path in (tmp_path / "worlds").iterdir() if path.is_dir()} - folders
+    assert {name.rsplit("_", 1)[0] for name in new} == {"target_train", "target_val", "target_test"}
+    np.testing.assert_array_equal(warm.target_val[1].points, visible.target_val[1].points)
+    np.testing.assert_array_equal(warm.target_val[1].labels, visible.target_val[1].labels)
+    seen, felt = (domains.target_val[1].cameras[0].image.astype(float) for domains in (visible, warm))
+    assert np.corrcoef(seen.mean(axis=2).ravel(), felt.mean(axis=2).ravel())[0, 1] < -0.7
+    assert DomainSettings(places=("a",), rig="b").facts() == {
+        "places": ["a"],
+        "rig": "b",
+        "scale": {"image": 1.0, "columns": None, "beams": None, "points": None, "front_only": True},
+        "lights": ["noon"],
+        "weathers": ["clear"],
+    }
 
 
 @needs_sim

@@ -3,6 +3,7 @@
 
     python training/reproduce_table.py --benchmark sim --seeds 0 1 --size small --jobs 2
     python training/reproduce_table.py --benchmark real --seeds 0 --size full
+    python training/reproduce_table.py --benchmark tuning --seeds 0 1 2 --size small --jobs 2
 
 Stopped and called again it goes on: finished runs are read from the CSV, an interrupted one continues from its last
 checkpoint. A second stage (ours_pl, xmuda_pl) takes its pseudo-labels from the first stage of the same seed, which is
@@ -30,6 +31,7 @@ PROGRAMS = Path(__file__).parent
 BENCHMARKS = {
     "sim": ("sim_usa_singapore", "sim_day_night", "sim_vkitti_semkitti", "sim_a2d2_semkitti"),
     "real": SHIFTS,
+    "tuning": ("sim_day_night", "sim_usa_singapore", "sim_weak_vfm"),
 }
 ROWS = (
     "source_only",
@@ -43,6 +45,7 @@ ROWS = (
     "ours",
     "ours_pl",
 )
+TUNING_ROWS = ("source_only_ours", "ours", "ours_lora", "ours_all_modules", "ours_gate")
 PROTOCOLS = {
     "best": "Each head's best checkpoint by target validation (the paper's protocol)",
     "best_single": "The one checkpoint with the best ensemble by target validation",
@@ -161,8 +164,8 @@ def _chains_of(methods: Sequence[str]) -> list[list[str]]:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benchmark", choices=sorted(BENCHMARKS), default="sim")
-    parser.add_argument("--shifts", nargs="+", help="default: the four of the benchmark")
-    parser.add_argument("--methods", nargs="+", default=list(ROWS), help="default: the ten rows of the table")
+    parser.add_argument("--shifts", nargs="+", help="default: those of the benchmark")
+    parser.add_argument("--methods", nargs="+", help="default: the ten rows of the table; of tuning, five")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--size", default="small")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; with more than one, each has one thread")
@@ -172,6 +175,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args(argv)
     arguments.shifts = arguments.shifts or list(BENCHMARKS[arguments.benchmark])
+    arguments.methods = arguments.methods or list(TUNING_ROWS if arguments.benchmark == "tuning" else ROWS)
     return arguments
 
 

@@ -12,9 +12,10 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -27,6 +28,7 @@ from xmodal_seg.simulation.light import schedule_named
 from xmodal_seg.simulation.places import place_named
 from xmodal_seg.simulation.raw_classes import label_space_named, train_ids
 from xmodal_seg.simulation.rigs import Rig, rig_named
+from xmodal_seg.simulation.thermal import thermal
 from xmodal_seg.simulation.weather import weather_named
 from xmodal_seg.structures import NO_CAMERA
 from xmodal_seg.training.data.dataset import Domains
@@ -57,6 +59,13 @@ class DomainSettings(Settings):
     scale: RigScale = RigScale()
     lights: tuple[str, ...] = Field(default=("noon",), min_length=1)
     weathers: tuple[str, ...] = Field(default=("clear",), min_length=1)
+    appearance: Literal["visible", "thermal"] = Field(
+        default="visible", description="thermal: false colours, as of a camera that no network was trained for"
+    )
+
+    def facts(self) -> dict[str, Any]:
+        """What names a rendered part: without the appearance where it is the usual one."""
+        return self.model_dump(mode="json", exclude={"appearance"} if self.appearance == "visible" else set())
 
 
 class NumFrames(Settings):
@@ -110,7 +119,7 @@ def _rendered(root: Path, part: str, options: SimulatedOptions) -> Path:
     facts = {
         "world": WORLD_VERSION,
         "part": part,
-        "domain": domain.model_dump(mode="json"),
+        "domain": domain.facts(),
         "num_frames": num_frames,
         "frames_per_drive": options.frames_per_drive,
         "fps": options.fps,
@@ -156,6 +165,9 @@ def _drive_frames(job: tuple[DomainSettings, SimulatedOptions, int]) -> list[Sto
         if options.visible_only:
             seen = project_frame(frame).camera_index != NO_CAMERA
             frame, labels = frame.select(seen), labels[seen]
+        if domain.appearance == "thermal":
+            cameras = tuple(replace(camera, image=thermal(camera.image)) for camera in frame.cameras)
+            frame = replace(frame, cameras=cameras)
         stored.append(StoredFrame(frame=frame, labels=labels))
     return stored
 
