@@ -109,7 +109,7 @@ def test_cells_of_a_patch_and_image_sizes_as_for_the_frozen_network() -> None:
     vit = TunedViT(settings=settings)
     images = torch.rand(1, 3, 48, 16)
 
-    assert (vit.out_channels, vit.patch_size, vit.normalisation) == (6, 16, frozen.normalisation)
+    assert (vit.out_channels, vit.patch_size, vit.normalisation) == (24 + 6, 16, frozen.normalisation)
     assert torch.equal(vit(images), frozen(images))
     with pytest.raises(ValueError, match="multiples of the patch size 16 px, got 40x16; the next larger is 48x16"):
         vit(torch.rand(1, 3, 40, 16))
