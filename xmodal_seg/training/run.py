@@ -194,13 +194,18 @@ def _sources(setup: Setup) -> Sources:
             num_frames=len(domains.target_train),
         )
     data = recipe.data
-    return Sources(
-        source_features=setup.features(
+    source_features = target_features = None  # of a domain that no step runs on, none are made
+    if data.labelled == "source":
+        source_features = setup.features(
             domains.source_train, mirrored=data.augment_source.image.flip > 0, image_size=data.image_size_source
-        ),
-        target_features=setup.features(
+        )
+    if data.labelled == "target" or recipe.uses_target:
+        target_features = setup.features(
             domains.target_train, mirrored=data.augment_target.image.flip > 0, image_size=data.image_size_target_train
-        ),
+        )
+    return Sources(
+        source_features=source_features,
+        target_features=target_features,
         validation_features=setup.features(domains.target_val),
         pseudo_labels=pseudo_labels,
     )
