@@ -152,6 +152,18 @@ def test_runs_become_the_banks_of_one_checkpoint(
     assert "expected NAME=RUN, got 'day'" in capsys.readouterr().err
 
 
+def test_tables_ask_for_shifts_and_methods_that_there_are() -> None:
+    shifts = {path.stem for path in (PROGRAMS / "recipes" / "shifts").glob("*.yaml")}
+    for benchmark in reproduce_table.BENCHMARKS:
+        arguments = reproduce_table._parse(["--benchmark", benchmark])
+        assert set(arguments.shifts) <= shifts
+        assert set(arguments.methods) <= set(METHODS)
+    tuning = reproduce_table._parse(["--benchmark", "tuning"])
+    assert {"ours", "ours_lora", "ours_all_modules", "ours_gate"} <= set(tuning.methods)
+    assert "sim_weak_vfm" in tuning.shifts
+    assert reproduce_table._parse(["--benchmark", "tuning", "--methods", "ours"]).methods == ["ours"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
