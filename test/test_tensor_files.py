@@ -21,6 +21,7 @@ def test_written_tensors_come_back_bit_equal(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [entry["file"]]
     assert entry["sha256"] == hashlib.sha256((tmp_path / entry["file"]).read_bytes()).hexdigest()
     assert entry["file"] == f"bank_day.{entry['sha256'][:12]}.safetensors"
+    assert (tmp_path / entry["file"]).stat().st_mode & 0o777 == 0o644  # others may read a shipped checkpoint
     read = read_tensors(tmp_path, entry, device=CPU)
     assert set(read) == set(TENSORS)
     for name, tensor in TENSORS.items():

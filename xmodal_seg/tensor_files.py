@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 Tensors = dict[str, torch.Tensor]
 
+_MODE = 0o644  # a shipped or shared checkpoint has other readers
 _HASH_DIGITS = 12  # of a file's hash in its name
 _READ_BYTES = 1 << 24
 _LISTED_KEYS = 4  # in an error message
@@ -23,6 +24,7 @@ def write_tensors(folder: Path, stem: str, tensors: Mapping[str, torch.Tensor]) 
     """Write `<stem>.<hash>.safetensors` and return its {'file', 'sha256'}; tensors may live on any device."""
     temporary = folder / f".{stem}.{os.getpid()}.tmp"
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+    temporary.chmod(_MODE)  # safetensors leaves it to its owner alone
     sha256 = _hash_file(temporary)
     target = folder / f"{stem}.{sha256[:_HASH_DIGITS]}.safetensors"
     _replace(temporary, target)
