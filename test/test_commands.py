@@ -28,6 +28,7 @@ from xmodal_seg.commands import demo, demo_report
 from xmodal_seg.commands.main import SUBCOMMANDS, main
 from xmodal_seg.commands.processes import child, deferred_interrupts, environment_variables, free_domain
 from xmodal_seg.commands.report import LabelReport
+from xmodal_seg.geometry import project_frame
 from xmodal_seg.inference import Segmenter
 from xmodal_seg.labels import UNLABELED, LabelSpace
 from xmodal_seg.messages import decode_cloud, decode_cloud_labels
@@ -175,6 +176,10 @@ def test_label_bag_labels_every_sweep_as_the_segmenter_does(bag: Path, checkpoin
     assert metrics["frames"] == NUM_FRAMES
     assert metrics["points"] == sum(metrics["points_per_class"].values()) == len(truth)
     assert metrics["miou"] == pytest.approx(numpy_miou(truth, said), abs=0.06)
+    seen = np.concatenate([project_frame(frame).camera_index >= 0 for frame in frames()])
+    assert 0 < seen.sum() < len(seen)
+    assert metrics["miou_seen_by_a_camera"] == pytest.approx(numpy_miou(truth[seen], said[seen]), abs=0.06)
+    assert metrics["miou_seen_by_none"] == pytest.approx(numpy_miou(truth[~seen], said[~seen]), abs=0.06)
     assert metrics["checkpoint"]["trained"] is True
     assert cv2.imread(str(out / "summary.png")) is not None
 

@@ -68,7 +68,9 @@ def _announce(out: Path, metrics: dict[str, Any], faults: list[str], *, num_swee
         print(UNTRAINED)
     for fault in faults:
         print(f"FAILED: {fault}")
-    score = "" if metrics["miou"] is None else f", mIoU {metrics['miou']:.1f} %"
+    parts = {"all": "miou", "seen by a camera": "miou_seen_by_a_camera", "seen by none": "miou_seen_by_none"}
+    known = {name: metrics[key] for name, key in parts.items() if metrics[key] is not None}
+    score = "".join(f"; mIoU of points {name}: {value:.1f} %" for name, value in known.items())
     print(f"{metrics['frames']} of {num_sweeps} sweeps labelled, {metrics['points']:,} points{score}")
     for name in ("summary.png", "metrics.json", "output", "parameters.yaml", "logs"):
         print(f"  {(out / name).resolve()}")

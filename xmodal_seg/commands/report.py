@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from xmodal_seg.geometry import project_frame
 from xmodal_seg.labels import LabelSpace
 from xmodal_seg.metrics import ConfusionMatrix
-from xmodal_seg.structures import Frame
+from xmodal_seg.structures import NO_CAMERA, Frame
 from xmodal_seg.visualize import class_counts, summary_panel, write_png
 
 UNTRAINED = "UNTRAINED weights: the labels mean nothing"
@@ -29,7 +30,8 @@ class LabelReport:
         self._counts = dict.fromkeys((*label_space.class_names, "unlabeled"), 0)
         # Comparing is meaningful only if both speak of the same classes.
         self._comparable = truth_space is not None and truth_space.class_names == label_space.class_names
-        self._confusion = ConfusionMatrix(num_classes=label_space.num_classes)
+        # Points that no camera sees have the 3D head alone: two tasks of different difficulty.
+        self._seen, self._unseen = (ConfusionMatrix(num_classes=label_space.num_classes) for _ in range(2))
         self._picture: tuple[Frame, NDArray[np.uint8]] | None = None
 
     def add(self, frame: Frame, labels: NDArray[np.uint8]) -> None:
@@ -41,17 +43,23 @@ class LabelReport:
         for name, count in class_counts(labels, self._label_space).items():
             self._counts[name] += count
         if self._comparable and frame.labels is not None:
-            self._confusion.update(frame.labels, labels)
+            seen = project_frame(frame).camera_index != NO_CAMERA
+            self._seen.update(frame.labels[seen], labels[seen])
+            self._unseen.update(frame.labels[~seen], labels[~seen])
 
     def metrics(self) -> dict[str, Any]:
         """Numbers for metrics.json; mIoU in percent, None without comparable ground truth."""
-        iou = zip(self._label_space.class_names, self._confusion.iou(), strict=True)
+        counts = self._seen.counts + self._unseen.counts
+        confusion = ConfusionMatrix(num_classes=self._seen.num_classes, counts=counts)
+        iou = zip(self._label_space.class_names, confusion.iou(), strict=True)
         known = {name: round(100 * float(value), 1) for name, value in iou if not np.isnan(value)}
         return {
             "frames": self._num_frames,
             "points": self._num_points,
             "points_per_class": self._counts,
-            "miou": round(self._confusion.mean_iou(), 1) if known else None,
+            "miou": _miou(confusion),
+            "miou_seen_by_a_camera": _miou(self._seen),
+            "miou_seen_by_none": _miou(self._unseen),
             "iou_per_class": known or None,
         }
 
@@ -66,3 +74,8 @@ class LabelReport:
             write_png(
                 out / "summary.png", summary_panel(frame, labels, self._label_space, title=title, warning=warning)
             )
+
+
+def _miou(confusion: ConfusionMatrix) -> float | None:
+    """Percent; None without a point of known class."""
+    return round(confusion.mean_iou(), 1) if int(confusion.counts.sum()) else None
