@@ -27,11 +27,13 @@ def main(argv: list[str] | None = None) -> int:
     names = sorted(path.stem.removeprefix("bench_") for path in FOLDER.glob("bench_*.py"))
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument("--out", type=Path, help="the report; default: results/<machine>_<date>.md")
+    parser.add_argument("--out", type=Path, help="the report; default: results/<machine>[_<only>]_<date>.md")
     arguments = parser.parse_args(argv)
     sys.path.insert(0, str(FOLDER))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    out = arguments.out or FOLDER / "results" / f"{machine_name()}_{datetime.date.today():%Y-%m-%d}.md"
+    selected = [] if arguments.only == names else arguments.only  # so that a part does not replace the whole
+    name = "_".join([machine_name(), *selected, f"{datetime.date.today():%Y-%m-%d}"])
+    out = arguments.out or FOLDER / "results" / f"{name}.md"
     out.parent.mkdir(parents=True, exist_ok=True)
     sections = [header()]
     for name in arguments.only:
