@@ -62,6 +62,11 @@ class PairTable:
                 total += len(rows)
         return [self._group(elements) for elements in batches if elements]
 
+    @cached_property
+    def largest_group(self) -> int:
+        """Pairs of the largest group."""
+        return max((len(group.in_rows) for group in self.groups), default=0)
+
     def _group(self, elements: list[int]) -> PairGroup:
         ends = list(accumulate(len(self.pairs[element][0]) for element in elements))
         slices = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
@@ -205,7 +210,7 @@ class _SparseConv(torch.autograd.Function):
 
 def _buffer(table: PairTable, like: torch.Tensor) -> torch.Tensor:
     """Room for one group; a small buffer that stays in the cache is several times faster than one for all pairs."""
-    return like.new_empty(max((len(group.in_rows) for group in table.groups), default=0), like.shape[1])
+    return like.new_empty(table.largest_group, like.shape[1])
 
 
 def _matching(keys: torch.Tensor, candidates: torch.Tensor, wanted: torch.Tensor) -> Pairs:
