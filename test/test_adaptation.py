@@ -131,6 +131,8 @@ def test_weights_that_become_no_numbers_are_never_served() -> None:
     learner.restart(poisoned)
     drive.go(1)
     assert drive.adapter.status().rejected_steps == 1
+    assert drive.events("rejected")[-1].text.endswith("a weight is not a number")
+    assert learner.is_finite()  # it goes on from what is served
     learner.since_judged = 99
     learner._average = {name: tensor.clone() for name, tensor in poisoned.items()}
     drive.adapter._turns._judge(learner.bin)

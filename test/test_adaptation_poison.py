@@ -6,24 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from adaptation_drive import HELD_OUT, Drive
 from adaptation_parts import DAY, NIGHT, Light, score, stream_frame
 
+from xmodal_seg.faults import black_images, shuffled_points
 from xmodal_seg.structures import Frame
-
-
-def black(frame: Frame) -> Frame:
-    return replace(frame, cameras=tuple(replace(c, image=np.zeros_like(c.image)) for c in frame.cameras))
-
-
-def shuffled(frame: Frame) -> Frame:
-    generator = np.random.default_rng(frame.stamp_ns % 1000)
-    points = frame.points.copy()
-    for axis in range(3):
-        points[:, axis] = generator.permutation(points[:, axis])
-    return replace(frame, points=points)
 
 
 def turned(frame: Frame) -> Frame:
@@ -53,10 +41,10 @@ def parked(frame: Frame) -> Frame:
 LOW = {"front": Light(guidance=0.1, condition="day", confidence=0.1)}  # what the estimator says of a failing camera
 # what happens, what the estimator says, what is to be noticed, and how many steps of 16 are taken nevertheless
 POISONS: dict[str, tuple[Callable[[Frame], Frame], dict[str, Light], str, int]] = {
-    "black images": (black, LOW, "low_confidence", 0),
+    "black images": (black_images, LOW, "low_confidence", 0),
     "frozen camera": (lambda frame: replace(frame, cameras=stream_frame(3).cameras), DAY, "desync", 0),
     "no images": (lambda frame: replace(frame, cameras=()), DAY, "no_camera", 0),
-    "shuffled points": (shuffled, DAY, "sensors_disagree", 0),
+    "shuffled points": (shuffled_points, DAY, "sensors_disagree", 0),
     "wrong extrinsics": (turned, DAY, "sensors_disagree", 0),
     "late images": (late_images, DAY, "desync", 0),
     "clock jumps": (jumping, DAY, "clock_jump", 1),

@@ -21,7 +21,7 @@ PACKAGE = "xmodal_seg"
 # A file may import from its own layer and from those above it in this list.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("structures", "labels", "voxels", "losses", "tensor_files"),
-    ("geometry", "config", "metrics", "transforms"),
+    ("geometry", "config", "metrics", "transforms", "faults"),
     ("preprocess", "models", "messages", "calibration_file", "pairing", "visualize"),
     ("checkpoint", "bag_files", "bag_topics", "bag_writing"),
     ("lighting_features", "lighting_model", "lighting_health", "lighting_state", "lighting", "lighting_calibration"),

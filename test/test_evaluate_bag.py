@@ -17,6 +17,7 @@ import torch
 import yaml
 from helpers import NUM_CLASSES, make_calibration, make_frame, tiny_settings
 from miniatures import make_nuscenes, make_semantic_kitti, run_prepare
+from programs import load_program
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 
 from xmodal_seg.adaptation.labelled_frames import load_labelled_frames
@@ -386,3 +387,31 @@ def test_label_files_of_another_size(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "000001.label: expected a label for each of the 202 points of the sweep at 1010.000 s, got 7" in (
         capsys.readouterr().err
     )
+
+
+def poison(home: Path, tmp_path: Path, *more: str) -> int:
+    settings = tmp_path / "adaptation.yaml"
+    settings.write_text("period_frames: 1\n")
+    arguments = ["--bag", str(home / "bag"), "--checkpoint", str(home / "checkpoint"), "--device", "cpu"]
+    arguments += ["--adaptation", str(settings), "--out", str(tmp_path / "poison"), *more]
+    code: int = load_program("poison_drive").main(arguments)
+    return code
+
+
+def test_faults_in_mid_drive_are_compared_with_the_shipped_weights(home: Path, tmp_path: Path, capsys) -> None:
+    faults = ["lost messages", "clock jumps", "NaN weights"]
+    assert poison(home, tmp_path, "--start-s", "40", "--duration-s", "30", "--faults", *faults) == 0
+    report = json.loads((tmp_path / "poison" / "poison.json").read_text())
+    assert list(report) == ["shipped", "no fault", *faults]
+    assert set(report["shipped"]["minutes"]) == {"0", "1"}  # of the 70 s after the fault
+    assert report["no fault"]["minutes"] == report["shipped"]["minutes"]  # nothing is learned from so few frames
+    assert any("clock_jump" in event for event in report["clock jumps"]["noticed"])
+    assert report["lost messages"]["facts"]["status"]["frames"] < NUM_FRAMES
+    table = capsys.readouterr().out.splitlines()
+    assert table[-4].startswith("| no fault |")
+    assert table[-4].endswith("| 0 | 0 | +0.00 | +0.00 |")
+
+
+def test_a_drive_that_ends_within_the_fault_is_refused(home: Path, tmp_path: Path, capsys) -> None:
+    assert poison(home, tmp_path, "--start-s", "100", "--duration-s", "60") == 1
+    assert "expected frames after the fault" in capsys.readouterr().err

@@ -96,31 +96,31 @@ class Adapting:
         self._settings = settings
         self._num_labelled = len(labelled)
         self._select = SelectedBank(segmenter=segmenter, settings=bank)
-        self._adapter = OnlineAdapter(segmenter=segmenter, settings=settings, labelled=labelled)
+        self.adapter = OnlineAdapter(segmenter=segmenter, settings=settings, labelled=labelled)
 
     @property
     def keeps(self) -> bool:
-        return self._adapter.is_learning
+        return self.adapter.is_learning
 
     def choose(self, frame: Frame, light: FrameLight) -> None:
         """The bank that the light asks for, with what was learned for it."""
         self._select.choose(frame, light)
-        self._adapter.serve(self._segmenter)
+        self.adapter.serve(self._segmenter)
 
     def observe(self, frame: Frame, labelled: LabelledFrame, light: FrameLight) -> None:
         """Let the adapter look, and learn where a turn is due."""
-        self._adapter.observe(frame, labelled, lights={camera.name: camera for camera in light.cameras})
-        self._adapter.step_if_due()
+        self.adapter.observe(frame, labelled, lights={camera.name: camera for camera in light.cameras})
+        self.adapter.step_if_due()
 
     def facts(self) -> dict[str, Any]:
-        status = {name: _json(value) for name, value in asdict(self._adapter.status()).items()}
+        status = {name: _json(value) for name, value in asdict(self.adapter.status()).items()}
         return {
             **self._select.facts(),
-            "num_adapted": self._adapter.num_adapted,
+            "num_adapted": self.adapter.num_adapted,
             "num_labelled_frames": self._num_labelled,
             "status": status,
-            "events": self._adapter.events.counts,
-            "newest_events": [asdict(event) for event in self._adapter.events.newest],
+            "events": self.adapter.events.counts,
+            "newest_events": [asdict(event) for event in self.adapter.events.newest],
             "settings": self._settings.model_dump(mode="json"),
         }
 

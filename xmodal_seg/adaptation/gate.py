@@ -33,6 +33,9 @@ class Judgement:
     metrics: dict[str, float]
 
 
+NOT_FINITE = Judgement(verdict="reject", reasons=("a weight is not a number",), metrics={})
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Tally:
     """Sums over the points of some frames."""
@@ -100,7 +103,7 @@ class Gate:
         Each group of frames must pass by itself, so that many easy frames cannot hide the few of another condition.
         """
         if not are_finite(values):
-            return Judgement(verdict="reject", reasons=("a weight is not a number",), metrics={})
+            return NOT_FINITE
         metrics = {"distance": distance(values, reference)}
         rejecting: list[str] = []
         holding: list[str] = []

@@ -10,7 +10,7 @@ import torch
 from xmodal_seg.adaptation.bank_parts import BankParts
 from xmodal_seg.adaptation.events import EventLog
 from xmodal_seg.adaptation.frames import Bin, ReferredFrame, reference_predictions, referred
-from xmodal_seg.adaptation.gate import Judgement
+from xmodal_seg.adaptation.gate import NOT_FINITE, Judgement
 from xmodal_seg.adaptation.intake import Arrival, Intake
 from xmodal_seg.adaptation.learner import Learner, StepReport
 from xmodal_seg.adaptation.memory import FrameMemory
@@ -129,6 +129,8 @@ class Turns:
         if not report.accepted:
             text = f"{learner.bin}: loss {report.loss:.3g}, gradient norm {report.gradient_norm:.3g}"
             self._events.add("step_rejected", text)
+            if not learner.is_finite():  # no step would ever be accepted again
+                self._strike(learner, NOT_FINITE)
         return report
 
     def _learner(self, bin: Bin) -> Learner:
@@ -181,7 +183,7 @@ class Turns:
         if self._settings.gate.enabled:
             judgement = self._ask(bin, values)
         else:
-            judgement = Judgement(verdict="publish" if are_finite(values) else "reject", reasons=(), metrics={})
+            judgement = Judgement(verdict="publish", reasons=(), metrics={}) if are_finite(values) else NOT_FINITE
         self.last_judgement = judgement
         learner.since_judged = 0
         restored = self._untried.pop(bin, [])
