@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What adaptation costs inference: `python test/benchmark/bench_adaptation.py [--device cuda] [--networks paper]`.
 
+At the step rate of the drives in training/results/adaptation: `--networks shipped --points 3000 --rate-hz 1
+--adaptation training/recipes/adaptation/drive.yaml`. Memory over many frames: `--frames 10000 --points 500 --rate-hz 20
+--rounds 1`.
+
 Frames arrive at a fixed rate and are labelled with adaptation off and on, in turns, in one process. Latency of
 `serve`, `predict` and `observe` together, p50, p95 and p99 in ms of wall time; steps taken meanwhile; resident memory
 after a tenth of the frames and at the end. On a CPU the adapter steps only between frames.
@@ -25,14 +29,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from xmodal_seg.adaptation.adapter import OnlineAdapter
 from xmodal_seg.adaptation.driving import AdapterThread
 from xmodal_seg.adaptation.settings import AdaptationSettings, Mode
-from xmodal_seg.config import ImageBackboneSettings, ModelSettings
+from xmodal_seg.config import ImageBackboneSettings, ModelSettings, load_settings
 from xmodal_seg.inference import Segmenter, resolve_device, untrained_settings
 from xmodal_seg.labels import NUSCENES_6
 from xmodal_seg.models.segmenter import SegmentationModel
 from xmodal_seg.structures import Calibration, CameraView, Frame
 
 IMAGE_SIZE = (900, 1600)
-NETWORKS = ("demo", "paper")
+NETWORKS = ("demo", "paper", "shipped")
 DIFFERENT_FRAMES = 7
 _NS = 10**9
 
@@ -54,25 +58,23 @@ def run(
     num_points: int = 20_000,
     rate_hz: float = 2.0,
     period_frames: int = 10,
+    adaptation: Path | None = None,
     rounds: int = 2,
 ) -> list[dict[str, Any]]:
-    """A row for each mode and round; `period_frames` frames between two steps."""
+    """A row for each mode and round; `period_frames` frames between two steps, unless a file of settings says more."""
     target = resolve_device(device)
     segmenter = make_segmenter(target, networks)
     segmenter.warm_up(num_cameras=1)
     drive = [make_frame(number, num_points=num_points) for number in range(DIFFERENT_FRAMES)]
+    settings = AdaptationSettings(period_frames=period_frames, memory={"min_frames": 4}, guards={"settle_frames": 0})
+    if adaptation is not None:
+        settings = load_settings(AdaptationSettings, adaptation)
     rows = []
     for number in range(rounds):
         modes: tuple[Mode, ...] = ("off", "on") if number % 2 == 0 else ("on", "off")
         for mode in modes:
-            settings = AdaptationSettings(
-                mode=mode,
-                period_frames=period_frames,
-                min_interval_s=0.0,
-                memory={"min_frames": 4},
-                guards={"settle_frames": 0},
-            )
-            rows.append({"mode": mode, **measure(segmenter, settings, drive, target, frames=frames, rate_hz=rate_hz)})
+            of_mode = settings.model_copy(update={"mode": mode})
+            rows.append({"mode": mode, **measure(segmenter, of_mode, drive, target, frames=frames, rate_hz=rate_hz)})
     return rows
 
 
@@ -126,7 +128,9 @@ def measure(
 
 
 def make_segmenter(device: torch.device, networks: str) -> Segmenter:
-    """demo: the small untrained model; paper: ViT-L with patch 16 and the full 3D net; random weights."""
+    """demo: the small untrained model; paper: ViT-L with patch 16 and the full 3D net, random weights; shipped."""
+    if networks == "shipped":
+        return Segmenter.load(None, device=str(device))
     settings = untrained_settings()
     if networks == "paper":
         backbone = ImageBackboneSettings(name="vit_large_patch16_radio_v3.c_radio", weights="none")
@@ -183,6 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--points", type=int, default=20_000)
     parser.add_argument("--rate-hz", type=float, default=2.0)
     parser.add_argument("--period-frames", type=int, default=10)
+    parser.add_argument("--adaptation", type=Path, metavar="FILE", help="settings of the adapter, but for its mode")
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -193,6 +198,7 @@ def main(argv: list[str] | None = None) -> int:
         num_points=arguments.points,
         rate_hz=arguments.rate_hz,
         period_frames=arguments.period_frames,
+        adaptation=arguments.adaptation,
         rounds=arguments.rounds,
     )
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
