@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import cv2
@@ -22,7 +21,7 @@ HEIGHT, WIDTH = 40, 100
 CAR = "Car 0.00 0 0.00 60.0 10.0 80.0 30.0 2.0 2.0 4.0 2.0 1.0 10.0 0.0"  # size h w l, bottom x y z, yaw
 MISC = "Misc 0.00 0 0.00 0.0 0.0 1.0 1.0 2.0 2.0 2.0 -4.0 1.0 10.0 0.0"
 DONT_CARE = "DontCare -1 -1 -10 20.0 0.0 24.0 40.0 -1 -1 -1 -1000 -1000 -1000 -10"
-# LiDAR x forward, y left, z up; the camera looks along x: in the car, on its roof, in Misc, in DontCare, free, behind
+# The LiDAR looks along x, y to the left: in the car, on its roof, in Misc, in DontCare, free, behind the camera.
 POINTS = [
     (10, -2, 0, 0.5),
     (10, -2, 1.5, 0.5),
@@ -120,8 +119,8 @@ def test_classes_without_vehicles_and_folders_without_frames_are_refused(root: P
 
 
 @pytest.mark.real_data
-def test_boxes_of_real_frames_hold_points() -> None:
-    root = Path(os.environ["XMODAL_SEG_DATA"]) / "kitti_object"
+def test_boxes_of_real_frames_hold_points(real_data: Path) -> None:
+    root = real_data / "kitti_object"
     for name in frame_names(root):
         labelled = read_object_frame(root, name)
         boxes = [each for each in read_objects(root / "label_2" / f"{name}.txt") if each.kind in ("Car", "Truck")]
