@@ -6,11 +6,13 @@ Every argument of seg.launch.py is accepted as well; what is not given is found 
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction, Shutdown
+from launch.events.process import ProcessExited
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
+WAIT_S = 300.0  # for the segmentation node: a large model on a slow disk
 SEG_LAUNCH = f"{get_package_share_directory('xmodal_seg')}/launch/seg.launch.py"
 
 ARGUMENTS = {
@@ -51,7 +53,8 @@ def make_nodes(context: LaunchContext) -> list:
     """The player, and the segmentation node on the bag's topics."""
     given = {name: context.perform_substitution(LaunchConfiguration(name)) for name in context.launch_configurations}
     found = bag_arguments(given["bag"], given=given)
-    arguments = {name: given[name] or value for name, value in found.items()}
+    # Topics are as the bag has them, and cameras are in its words unless they were named.
+    arguments = {name: value if name == "image_topics" else given[name] or value for name, value in found.items()}
     images = [topic for topic in arguments["image_topics"].split(",") if topic]
     suffix = "/compressed" if arguments["image_transport"] == "compressed" else ""
     namespace = given.get("namespace", "").strip("/")
@@ -70,9 +73,12 @@ def make_nodes(context: LaunchContext) -> list:
                 "wait_for_topics": [arguments["points_topic"], *(image + suffix for image in images)],
                 # The lighting node hears the same topics, and is ready sooner.
                 "wait_for_nodes": [node_name],
+                "wait_timeout_s": WAIT_S,
                 "pace_topic": f"{node_name}/points" if to_bool("pace", given["pace"]) else "",
+                "pace_input": arguments["points_topic"],
             }
         ],
+        on_exit=end_where_it_failed,
     )
     kept = {name: given[name] for name in ("use_sim_time", "reliability")}
     segmentation = IncludeLaunchDescription(
@@ -110,11 +116,23 @@ def bag_arguments(bag_path: str, *, given: dict[str, str]) -> dict[str, str]:
 
 
 def chosen_cameras(given: dict[str, str]) -> list[str] | None:
-    """Which of the bag's cameras to find; None: all. With image topics of their own, cameras may have any name."""
-    if not given["cameras"] or given["image_topics"]:
+    """Which of the bag's cameras to find, by image topic or by name; None: all.
+
+    Where image topics are given, cameras may have any name, and are as many: each goes with the topic at its place.
+    """
+    names, topics = (
+        [word.strip() for word in given[key].split(",") if word.strip()] for key in ("cameras", "image_topics")
+    )
+    if topics and names and len(topics) != len(names):
+        raise ValueError(f"image_topics: expected one for each of the cameras {', '.join(names)}, got {len(topics)}")
+    if not names and not topics:
         return None
-    names = [name.strip() for name in given["cameras"].split(",")]
-    return [] if names == ["none"] else names
+    return topics or [name for name in names if name != "none"]
+
+
+def end_where_it_failed(event: ProcessExited, _: LaunchContext) -> list:
+    """A player that could not play ends the launch; one that has played the bag leaves the nodes up."""
+    return [] if event.returncode == 0 else [Shutdown(reason="the player has failed")]
 
 
 def to_bool(name: str, text: str) -> bool:

@@ -2,6 +2,8 @@
 """Start segmentation and lighting on a robot's own topics: `ros2 launch xmodal_seg seg.launch.py --show-args`."""
 
 import os
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
@@ -21,6 +23,7 @@ ARGUMENTS = {
     "image_transport": ("", "raw or compressed"),
     "points_topic": ("", "PointCloud2 topic of the LiDAR"),
     "reliability": ("", "QoS of images and points: best_effort (hears every publisher) or reliable"),
+    "camera_info_durability": ("", "volatile, or transient_local for drivers that publish CameraInfo once"),
     "intensity_min": ("", "LiDAR intensity that the model shall see as 0"),
     "intensity_max": ("", "LiDAR intensity that the model shall see as 1"),
     "lidar_frame": ("", "overrides the frame_id of the points"),
@@ -48,7 +51,16 @@ SIGTERM_TIMEOUT = LaunchConfiguration("sigterm_timeout", default="15")
 # What the lighting node has as well, under the same name.
 SHARED = ("cameras", "image_topics", "image_transport", "points_topic", "reliability", "use_sim_time", "autostart")
 LISTS = ("cameras", "image_topics", "camera_info_topics", "camera_frames")
-STRINGS = ("image_transport", "points_topic", "reliability", "lidar_frame", "calibration_file", "checkpoint", "device")
+STRINGS = (
+    "image_transport",
+    "points_topic",
+    "reliability",
+    "camera_info_durability",
+    "lidar_frame",
+    "calibration_file",
+    "checkpoint",
+    "device",
+)
 NUMBERS = ("intensity_min", "intensity_max")
 FLAGS = ("use_sim_time", "autostart")
 
@@ -64,6 +76,7 @@ def generate_launch_description() -> LaunchDescription:
 
 def make_nodes(context: LaunchContext) -> list:
     """The nodes with the parameters that were given, lighting and RViz if asked for."""
+    refuse_misspelt(context.launch_configurations)
     values = {name: context.perform_substitution(LaunchConfiguration(name)) for name in ARGUMENTS}
     node = Node(
         package="xmodal_seg",
@@ -96,6 +109,13 @@ def make_nodes(context: LaunchContext) -> list:
     optional = {"lighting": lighting, "rviz": rviz}
     asked_for = [action for name, action in optional.items() if to_bool(name, values[name])]
     return [*large_message_transport(), node, *asked_for]
+
+
+def refuse_misspelt(names: Iterable[str]) -> None:
+    """ROS passes over arguments that nothing declares; ValueError for one that is nearly one of ours."""
+    for name in set(names) - set(ARGUMENTS):
+        for meant in get_close_matches(name, ARGUMENTS, n=1, cutoff=0.85):
+            raise ValueError(f"no argument {name!r}: did you mean {meant!r}? --show-args lists all")
 
 
 def parameter_overrides(values: dict[str, str]) -> dict[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,14 @@ def save_two_bank_checkpoint(folder: Path) -> Path:
     model = SegmentationModel(settings=_tiny_settings())
     day = bank_state(model)
     night = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in day.items()}
-    save_checkpoint(folder, model, label_space=NUSCENES_6, banks={"day": day, "night": night}, default_bank="day")
+    save_checkpoint(
+        folder,
+        model,
+        label_space=NUSCENES_6,
+        banks={"day": day, "night": night},
+        default_bank="day",
+        metadata={"trained": True},
+    )
     return folder
 
 
@@ -129,7 +136,7 @@ def as_data(values: np.ndarray) -> array:
 class Harness:
     """Starts the node active and subscribes to what it publishes."""
 
-    def __init__(self, checkpoint: Path, **parameters: Any) -> None:
+    def __init__(self, checkpoint: Path, *, cli_args: Sequence[str] = (), **parameters: Any) -> None:
         self.context = rclpy.Context()
         rclpy.init(context=self.context)
         values = {"checkpoint": str(checkpoint), "device": "cpu", "diagnostics_period_s": 0.1}
@@ -138,7 +145,7 @@ class Harness:
         values |= {name: 1e15 for name in _LIMITS if name not in parameters}
         overrides = [Parameter(name, value=value) for name, value in values.items()]
         try:
-            self.node = SegmentationNode(context=self.context, parameter_overrides=overrides)
+            self.node = SegmentationNode(context=self.context, parameter_overrides=overrides, cli_args=list(cli_args))
         except ValueError:
             rclpy.shutdown(context=self.context)
             raise

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -129,9 +130,18 @@ def test_info_says_where_banks_and_image_network_come_from(tmp_path: Path, capsy
     save_checkpoint(tmp_path, SegmentationModel(settings=tiny_settings()), label_space=SPACE, metadata=metadata)
     assert main(["info", "--checkpoint", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert "ours on here, 7 steps, lambda 1; mIoU there 2d 61.2 %, 3d 58.0 %" in text
+    assert "ours on here, 7 steps, lambda 1, mIoU there 2d 61.2 %, 3d 58.0 %" in text
     assert "A stand-in." in text
     assert "It has seen no photograph." in text
+
+
+@pytest.mark.parametrize("banks", [["day"], {"day": {"made": "by hand"}}, {"day": 3}])
+def test_info_takes_metadata_as_it_is(banks: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metadata = {"banks": banks}  # and nothing about training: not to be called trained
+    save_checkpoint(tmp_path, SegmentationModel(settings=tiny_settings()), label_space=SPACE, metadata=metadata)
+    assert main(["info", "--checkpoint", str(tmp_path)]) == 0
+    assert "UNTRAINED" in capsys.readouterr().out
+    assert not Segmenter.load(tmp_path, device="cpu").trained
 
 
 def test_info_refuses_a_folder_without_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,9 +67,21 @@ def test_lasting_notes_warn() -> None:
     assert (found.level, found.message) == ("WARN", "the weights are untrained")
 
 
+@pytest.mark.parametrize(("dropped", "level"), [(0, "OK"), (4, "OK"), (10, "WARN"), (400, "ERROR")])
+def test_dropped_sweeps_raise_the_level(dropped: int, level: str) -> None:
+    health = running()
+    for number in range(20):
+        health.frame_done(now_s=1 + number / 10, frame_ms=20.0, age_ms=30.0, stages_ms={})
+    health.sweeps_dropped(dropped)
+    found = report(health, 3.0)
+    assert found.level == level
+    assert ("of the sweeps are dropped" in found.message) == (level != "OK")
+    assert found.values["dropped_busy"] == str(dropped)
+
+
 def test_values_hold_counts_percentiles_stages_and_extras() -> None:
     health = running()
-    health.count("dropped_busy", 3)
+    health.sweeps_dropped(3)
     values = report(health, 2.0).values
     assert values["frames"] == "1"
     assert values["dropped_busy"] == "3"

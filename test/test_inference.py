@@ -205,3 +205,16 @@ def test_labels_are_those_of_the_ensemble(main: tuple[Head, ...], cameras: int) 
     np.testing.assert_array_equal(probability[batch.point_index], best)
     assert bool(batch.visible.any()) == bool(cameras)
     assert not bool(batch.visible.all())
+
+
+def test_logits_that_are_no_numbers_say_nothing() -> None:
+    frame = make_frame()
+    batch = prepare([frame], settings=tiny_settings().preprocess.model_copy(update={"point_scope": "all"}))
+    logits = torch.randn(batch.num_points, NUM_CLASSES)
+    logits[::3] = torch.nan
+    predictions = Predictions(main={"3d": logits}, mimic={}, ensemble_heads=("3d",), visible=batch.visible)
+    labels, probability = decide(predictions, batch, num_points=frame.num_points, threshold=0.0)
+    broken = batch.point_index[::3].numpy()
+    assert (labels[broken] == UNLABELED).all()
+    assert (probability[broken] == 0).all()
+    assert (labels[batch.point_index[1::3].numpy()] < NUM_CLASSES).all()

@@ -52,7 +52,11 @@ def test_every_sweep_ends_in_a_frame_or_a_named_error() -> None:
     outcomes: Counter[str] = Counter()
     settings = SegmentationNodeSettings(cameras=["front"])
     assemble = FrameAssembler(
-        settings=settings, extrinsics=FixedExtrinsics(), calibration_file=None, decode_image=decode_image
+        settings=settings,
+        rectified=[False] * len(settings.cameras),
+        extrinsics=FixedExtrinsics(),
+        calibration_file=None,
+        decode_image=decode_image,
     )
 
     @fuzz(3000)

@@ -243,7 +243,13 @@ def test_wrong_coefficients_end_the_lighting_node_with_one_sentence_and_segmenta
         ({"cameras": "camera_1"}, "camera_1", "/camera_1/image"),
         ({"cameras": "camera_1, camera_0"}, "camera_1,camera_0", "/camera_1/image,/camera_0/image"),
         ({"cameras": "none"}, "none", ""),
-        ({"cameras": "own", "image_topics": "/camera_1/image"}, "camera_0,camera_1", "/camera_0/image,/camera_1/image"),
+        ({"image_topics": "/camera_1/image"}, "camera_1", "/camera_1/image"),
+        ({"cameras": "own", "image_topics": "/camera_1/image"}, "camera_1", "/camera_1/image"),
+        (
+            {"cameras": "right,left", "image_topics": "/camera_1/image,/camera_0/image"},
+            "camera_1,camera_0",
+            "/camera_1/image,/camera_0/image",
+        ),
     ],
 )
 def test_replay_finds_the_topics_of_the_cameras_that_are_named(
@@ -252,6 +258,7 @@ def test_replay_finds_the_topics_of_the_cameras_that_are_named(
     nothing = dict.fromkeys(("points_topic", "cameras", "image_topics"), "")
     arguments = load_launch_module("replay").bag_arguments(str(two_camera_bag), given={**nothing, **given})
     assert (arguments["cameras"], arguments["image_topics"]) == (cameras, image_topics)
+    assert arguments["camera_info_topics"] == image_topics.replace("image", "camera_info")
     assert arguments["points_topic"] == "/points"
 
 
@@ -262,6 +269,17 @@ def test_a_camera_or_topic_that_the_bag_lacks_is_named(two_camera_bag: Path) -> 
         bag_arguments(str(two_camera_bag), given={**nothing, "points_topic": "/roof"})
     with pytest.raises(ValueError, match="rear"):
         bag_arguments(str(two_camera_bag), given={**nothing, "cameras": "rear"})
+    with pytest.raises(ValueError, match="expected one for each of the cameras left, right, got 1"):
+        bag_arguments(
+            str(two_camera_bag), given={**nothing, "cameras": "left, right", "image_topics": "/camera_1/image"}
+        )
+
+
+def test_a_misspelt_argument_is_refused_and_one_of_another_launch_file_is_not() -> None:
+    refuse_misspelt = load_launch_module("seg").refuse_misspelt
+    refuse_misspelt(["bag", "rate", "start_offset", "calibration_file", "robot"])
+    with pytest.raises(ValueError, match="no argument 'calibraton_file': did you mean 'calibration_file'"):
+        refuse_misspelt(["device", "calibraton_file"])
 
 
 def test_a_wrong_calibration_path_ends_with_one_sentence(checkpoint: Path, tmp_path: Path) -> None:

@@ -245,6 +245,16 @@ def test_a_failed_activation_leaves_the_node_inactive_and_configured(checkpoint:
         harness.close()
 
 
+def test_whether_images_are_rectified_is_told_from_the_remapped_topic(checkpoint: Path) -> None:
+    remap = ["--ros-args", "-r", "front/image:=/cam/image_rect_color"]
+    harness = Harness(checkpoint, cli_args=remap)
+    try:
+        assert harness.node.trigger_configure().name == "SUCCESS"
+        assert harness.node._require_configured().assemble._rectified == (True,)
+    finally:
+        harness.close()
+
+
 def test_the_camera_info_of_another_frame_is_not_taken(start: Callable[..., Harness]) -> None:
     harness = start(camera_timeout_ms=50.0)
     harness.transforms.publish(make_transform())

@@ -126,7 +126,7 @@ class Segmenter:
             device=device,
             bank=checkpoint.default_bank,
             model_version=checkpoint.content_hash[:12],
-            trained=bool(checkpoint.metadata.get("trained", True)),
+            trained=bool(checkpoint.metadata.get("trained", False)),
             point_scope=point_scope,
             folder=checkpoint.path,
         )
@@ -301,7 +301,7 @@ def decide(
         seen_probability, seen_labels = most_probable(predictions.seen_ensemble(seen))
         probability.index_copy_(0, seen, seen_probability)
         labels.index_copy_(0, seen, seen_labels)
-    unsaid = probability < max(threshold, _LEAST_PROBABILITY)
+    unsaid = ~(probability >= max(threshold, _LEAST_PROBABILITY))  # so written, it holds for NaN too
     if bool(unsaid.any()):
         probability.masked_fill_(unsaid, 0.0)
         labels.masked_fill_(unsaid, UNLABELED)

@@ -45,6 +45,8 @@ class Input:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bag", help="rosbag2 with points, images, camera infos and transforms (default: simulated)")
+    parser.add_argument("--points-topic", help="default: the one PointCloud2 topic without labels")
+    parser.add_argument("--cameras", nargs="*", metavar="CAMERA", help="names or image topics (default: all)")
     parser.add_argument("--out", default="demo", metavar="FOLDER", help="where the results go (default: %(default)s)")
     parser.add_argument("--checkpoint", metavar="FOLDER", help="default: the one shipped with the package")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
@@ -66,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     _remove_former_results(out)
-    given = prepare_input(arguments.bag, out)
+    given = prepare_input(arguments.bag, out, points_topic=arguments.points_topic, cameras=arguments.cameras)
     # Loaded here as well, only to know its classes and where it comes from; the node loads its own.
     segmenter = Segmenter.load(arguments.checkpoint, device="cpu")
     parameters = node_parameters(given, checkpoint=arguments.checkpoint, device=arguments.device)
@@ -85,19 +87,21 @@ def _remove_former_results(out: Path) -> None:
         shutil.rmtree(out / name, ignore_errors=True)
 
 
-def prepare_input(bag_path: str | None, out: Path) -> Input:
+def prepare_input(
+    bag_path: str | None, out: Path, *, points_topic: str | None = None, cameras: Sequence[str] | None = None
+) -> Input:
     """The bag named, or a generated one in `out`; ValueError if it lacks something that the demo needs."""
     from xmodal_seg.bag_topics import find_topics, intensity_range_of
     from xmodal_seg.bags import open_bag
 
     path = Path(bag_path) if bag_path is not None else _generate(out / "input")
     with open_bag(path) as bag:
-        topics = find_topics(bag)
+        topics = find_topics(bag, points_topic=points_topic, cameras=cameras)
         if not topics.cameras:
             raise ValueError(f"{path} has no images with a camera_info beside them; it has {bag.describe_topics()}")
         compressed = {camera.image.endswith("/compressed") for camera in topics.cameras}
         if len(compressed) > 1:
-            raise ValueError(f"{path} has raw and compressed images; the node takes one kind: use label-bag")
+            raise ValueError(f"{path} has raw and compressed images; the node takes one kind: choose by --cameras")
         return Input(
             path=path,
             topics=topics,

@@ -47,7 +47,7 @@ def describe_checkpoint(path: str | None) -> dict[str, Any]:
     checkpoint = load_checkpoint(path or SHIPPED_CHECKPOINT)
     return {
         "path": str(checkpoint.path),
-        "trained": bool(checkpoint.metadata.get("trained", True)),
+        "trained": bool(checkpoint.metadata.get("trained", False)),
         "version": checkpoint.content_hash[:12],
         "label_space": {
             "name": checkpoint.label_space.name,
@@ -74,11 +74,9 @@ def _as_text(found: dict[str, Any]) -> str:
         "heads": ", ".join(settings["heads"]["main"]),
         "voxel size": f"{settings['preprocess']['voxel_size']:g} m",
     }
-    for bank, origin in checkpoint["metadata"].get("banks", {}).items():
-        facts[f"bank {bank}"] = (
-            f"{origin['method']} on {origin['shift']}, {origin['steps']} steps, lambda {origin['guidance']:g}; "
-            f"mIoU there {_scores(origin['test_mean_iou'])}"
-        )
+    banks = checkpoint["metadata"].get("banks")
+    if isinstance(banks, dict):
+        facts |= {f"bank {name}": _origin(bank) for name, bank in banks.items() if isinstance(bank, dict)}
     about = checkpoint["metadata"].get("image_backbone", {})
     facts |= {
         name: about[key] for key, name in (("what", "what it is"), ("what_not", "what it is not")) if key in about
@@ -88,6 +86,20 @@ def _as_text(found: dict[str, Any]) -> str:
         details = ", ".join(f"{key} {value}" for key, value in device.items() if key not in ("device", "name"))
         lines.append(f"{device['device']:<24}{device['name']} ({details})")
     return "\n".join(lines + [f"{name:<24}{value}" for name, value in facts.items()])
+
+
+def _origin(bank: dict[str, Any]) -> str:
+    """How a bank came to be, as far as its checkpoint says; metadata may hold anything."""
+    words = []
+    if "method" in bank and "shift" in bank:
+        words.append(f"{bank['method']} on {bank['shift']}")
+    if "steps" in bank:
+        words.append(f"{bank['steps']} steps")
+    if "guidance" in bank:
+        words.append(f"lambda {bank['guidance']:g}")
+    if "test_mean_iou" in bank:
+        words.append(f"mIoU there {_scores(bank['test_mean_iou'])}")
+    return ", ".join(words) or "not said"
 
 
 def _scores(miou: dict[str, float]) -> str:

@@ -17,12 +17,11 @@ def stamp_ns(msg: Any) -> int:
 
 
 def check_same_frame(image: Any, info: Any) -> None:
-    """For a CameraInfo that was not sent with the image: ValueError naming both frames if it is of another camera."""
+    """ValueError naming both frames if the CameraInfo is of another camera than the image."""
     image_frame, info_frame = image.header.frame_id, info.header.frame_id
     if image_frame and info_frame and image_frame != info_frame:
         raise ValueError(
-            f"no camera_info with the stamp of the image, and the nearest one is of frame {info_frame!r} while the "
-            f"image is of {image_frame!r}"
+            f"the camera_info is of frame {info_frame!r} while the image is of {image_frame!r}: that of another camera?"
         )
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +37,14 @@ class FrameAssembler:
         self,
         *,
         settings: SegmentationNodeSettings,
+        rectified: Sequence[bool],
         extrinsics: Extrinsics,
         calibration_file: CalibrationFile | None,
         decode_image: ImageDecoder,
     ) -> None:
+        """`rectified` says of each camera whether its images are."""
         self._settings = settings
+        self._rectified = tuple(rectified)
         self._extrinsics = extrinsics
         self._calibration_file = calibration_file
         self._decode_image = decode_image
@@ -90,9 +93,7 @@ class FrameAssembler:
             return self._calibration_file.calibration(camera_frame)
         if info is None:
             raise ValueError(f"no camera_info on {self._settings.camera_info_topic(number)!r} for this image")
-        if not paired.info_exact:
+        if not self._settings.camera_frames:
             check_same_frame(paired.image, info)
         camera_T_lidar = self._extrinsics.lookup(camera_frame, lidar_frame, stamp_ns, deadline_s=deadline_s)
-        return calibration_from_camera_info(
-            info, camera_T_lidar=camera_T_lidar, rectified=self._settings.is_rectified(number)
-        )
+        return calibration_from_camera_info(info, camera_T_lidar=camera_T_lidar, rectified=self._rectified[number])

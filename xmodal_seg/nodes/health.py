@@ -14,6 +14,7 @@ from xmodal_seg.nodes.segmentation_settings import SegmentationNodeSettings
 
 Level = Literal["OK", "WARN", "ERROR", "STALE"]
 _WINDOW = 50
+_LEAST_SWEEPS = 20  # before a share of them means something
 _PROBLEM_MEMORY_S = 5.0
 
 
@@ -48,7 +49,8 @@ class Health:
         self._frame_ms: deque[float] = deque(maxlen=_WINDOW)
         self._age_ms: deque[float] = deque(maxlen=_WINDOW)
         self._stages_ms: dict[str, float] = {}
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter(frames=0, dropped_busy=0)
+        self._was_dropped: deque[bool] = deque(maxlen=_WINDOW)  # of the newest sweeps
         self._problems: dict[str, _Problem] = {}  # the newest of each source
 
     def input_arrived(self, now_s: float) -> None:
@@ -58,6 +60,12 @@ class Health:
     def count(self, name: str, amount: int = 1) -> None:
         with self._lock:
             self._counts[name] += amount
+
+    def sweeps_dropped(self, amount: int) -> None:
+        """Newer sweeps came before these could be labelled."""
+        with self._lock:
+            self._counts["dropped_busy"] += amount
+            self._was_dropped.extend([True] * amount)
 
     def problem(self, source: str, sentence: str, *, now_s: float, level: Level = "ERROR") -> bool:
         """Remember what went wrong; it shows in the diagnostics for a few seconds after its last occurrence.
@@ -78,6 +86,7 @@ class Health:
             self._age_ms.append(age_ms)
             self._stages_ms = dict(stages_ms)
             self._counts["frames"] += 1
+            self._was_dropped.append(False)
 
     def report(
         self, *, now_s: float, settings: SegmentationNodeSettings, extra: dict[str, str], notes: list[str]
@@ -109,6 +118,11 @@ class Health:
             median_ms = float(np.median(samples)) if samples else 0.0
             if median_ms > warn_ms:
                 findings.append(("ERROR" if median_ms > error_ms else "WARN", f"{name} {median_ms:.0f} ms"))
+        if len(self._was_dropped) >= _LEAST_SWEEPS:
+            share = sum(self._was_dropped) / len(self._was_dropped)
+            if share > settings.warn_drop_share:
+                level: Level = "ERROR" if share > settings.error_drop_share else "WARN"
+                findings.append((level, f"{100 * share:.0f} % of the sweeps are dropped: they come faster than labels"))
         findings += [(problem.level, f"{source}: {problem.sentence}") for source, problem in self._problems.items()]
         return findings
 

@@ -82,11 +82,8 @@ class Inputs:
         )
         subscriptions = [node.create_subscription(PointCloud2, settings.points_topic, self._cloud, qos)]
         for number, camera in enumerate(settings.cameras):
-            topic = settings.image_topic(number)
-            if settings.image_transport == "compressed":
-                kind, topic = CompressedImage, f"{topic}/compressed"
-            else:
-                kind = Image
+            kind = CompressedImage if settings.image_transport == "compressed" else Image
+            topic = settings.subscribed_image_topic(number)
             subscriptions.append(node.create_subscription(kind, topic, partial(self._image, camera), qos))
             if settings.use_camera_info:
                 info_topic = settings.camera_info_topic(number)

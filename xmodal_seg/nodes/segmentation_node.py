@@ -90,8 +90,14 @@ class SegmentationNode(LifecycleNode):
         worker = Worker(handler=self._process, on_error=self._frame_failed, name="inference")
         adaptation = AdaptationLink(segmenter=segmenter, settings=settings.adaptation, idle=lambda: worker.is_idle)
         extrinsics = make_extrinsics(node=self, settings=settings, calibration_file=calibration_file)
+        topics = [self.resolve_topic_name(settings.subscribed_image_topic(i)) for i in range(len(settings.cameras))]
+        rectified = [settings.is_rectified(topic) for topic in topics]
         assemble = FrameAssembler(
-            settings=settings, extrinsics=extrinsics, calibration_file=calibration_file, decode_image=decode_image
+            settings=settings,
+            rectified=rectified,
+            extrinsics=extrinsics,
+            calibration_file=calibration_file,
+            decode_image=decode_image,
         )
         self._configured = _Configured(
             segmenter=segmenter,
@@ -102,6 +108,9 @@ class SegmentationNode(LifecycleNode):
             adaptation=adaptation,
         )
         self.get_logger().info(f"model: {segmenter.description}")
+        for camera, topic, is_rectified in zip(settings.cameras, topics, rectified, strict=True):
+            kind = "rectified, projected through P" if is_rectified else "raw, projected through K and D"
+            self.get_logger().info(f"camera {camera}: images on {topic} are {kind}")
         if not segmenter.trained:
             self.get_logger().warning(UNTRAINED_WARNING)
 
@@ -195,7 +204,7 @@ class SegmentationNode(LifecycleNode):
     def _pair_ready(self, pair: Pair) -> None:
         dropped = self._require_configured().worker.put(pair)
         if dropped:
-            self._health.count("dropped_busy", dropped)
+            self._health.sweeps_dropped(dropped)
 
     def _process(self, pair: Pair) -> None:
         """Worker: one pair of messages to one labelled cloud."""

@@ -39,8 +39,12 @@ class SegmentationNodeSettings(Settings):
     images_rectified: Literal["auto", "yes", "no"] = Field(
         default="auto", description="yes: project through P; no: through K and D; auto: yes for topics image_rect*"
     )
-    intensity_min: float = Field(default=0.0, description="LiDAR intensity that the model shall see as 0")
-    intensity_max: float = Field(default=255.0, description="LiDAR intensity that the model shall see as 1")
+    intensity_min: float = Field(
+        default=0.0, description="LiDAR intensity that the model sees as 0; the shipped one takes none"
+    )
+    intensity_max: float = Field(
+        default=255.0, description="LiDAR intensity that the model sees as 1; the shipped one takes none"
+    )
     reliability: Literal["best_effort", "reliable"] = Field(
         default="best_effort", description="QoS of images and points; best_effort hears every publisher"
     )
@@ -70,7 +74,8 @@ class SegmentationNodeSettings(Settings):
 
     sync_policy: Literal["nearest", "approximate"] = Field(
         default="nearest",
-        description="nearest: own nearest-stamp pairing; approximate: message_filters (must be installed)",
+        description="nearest: own nearest-stamp pairing; approximate: message_filters (must be installed), for which a "
+        "sweep without all of its images is lost, and camera_timeout_ms and stamp_offsets_ms do not exist",
     )
     sync_tolerance_ms: float = Field(
         default=60.0, gt=0, le=10_000, description="largest stamp difference of an image and its sweep, ms"
@@ -120,6 +125,12 @@ class SegmentationNodeSettings(Settings):
     error_input_age_ms: float = Field(
         default=2000.0, gt=0, json_schema_extra=DYNAMIC, description="diagnostics ERROR if inputs are older, ms"
     )
+    warn_drop_share: float = Field(
+        default=0.2, ge=0, le=1, json_schema_extra=DYNAMIC, description="diagnostics WARN if more sweeps were dropped"
+    )
+    error_drop_share: float = Field(
+        default=0.9, ge=0, le=1, json_schema_extra=DYNAMIC, description="diagnostics ERROR if more sweeps were dropped"
+    )
     stale_after_s: float = Field(
         default=2.0, gt=0, json_schema_extra=DYNAMIC, description="diagnostics STALE if no sweep came for this long, s"
     )
@@ -141,7 +152,7 @@ class SegmentationNodeSettings(Settings):
                 raise ValueError(
                     f"{name}: expected one entry for each of the {len(self.cameras)} cameras, got {len(values)}"
                 )
-        for name in ("frame_time_ms", "input_age_ms"):
+        for name in ("frame_time_ms", "input_age_ms", "drop_share"):
             warn, error = getattr(self, f"warn_{name}"), getattr(self, f"error_{name}")
             if warn > error:
                 raise ValueError(f"warn_{name}: expected at most error_{name} ({error:g}), got {warn:g}")
@@ -149,6 +160,8 @@ class SegmentationNodeSettings(Settings):
             raise ValueError(
                 f"intensity_max: expected more than intensity_min ({self.intensity_min:g}), got {self.intensity_max:g}"
             )
+        if self.sync_policy == "approximate" and any(self.stamp_offsets_ms):
+            raise ValueError("stamp_offsets_ms: sync_policy approximate knows no offsets; use nearest")
         if not self.calibration_file and (self.transforms == "file" or not self.use_camera_info):
             raise ValueError("calibration_file: needed by transforms=file and by use_camera_info=false, but not given")
         if self.adaptation.learns and not (self.cameras and self.lighting_topic):
@@ -163,15 +176,21 @@ class SegmentationNodeSettings(Settings):
         topic = self.image_topics[number] if self.image_topics else f"{self.cameras[number]}/image"
         return topic.removesuffix("/compressed")
 
+    def subscribed_image_topic(self, number: int) -> str:
+        """The same with it."""
+        suffix = "/compressed" if self.image_transport == "compressed" else ""
+        return f"{self.image_topic(number)}{suffix}"
+
     def camera_info_topic(self, number: int) -> str:
         if self.camera_info_topics:
             return self.camera_info_topics[number]
         namespace, slash, _ = self.image_topic(number).rpartition("/")
         return f"{namespace}{slash}camera_info"
 
-    def is_rectified(self, number: int) -> bool:
+    def is_rectified(self, topic: str) -> bool:
+        """Whether the images on `topic`, its name after remapping, are rectified."""
         if self.images_rectified == "auto":
-            return self.image_topic(number).rpartition("/")[2].startswith("image_rect")
+            return topic.removesuffix("/compressed").rpartition("/")[2].startswith("image_rect")
         return self.images_rectified == "yes"
 
     def stamp_offset_ns(self, number: int) -> int:
