@@ -413,6 +413,24 @@ def test_demo_through_the_real_nodes_equals_label_bag(bag: Path, checkpoint: Pat
     assert processes_that_mention(tmp_path) == []
 
 
+@pytest.mark.ros
+@pytest.mark.real_data
+def test_a_real_bag_whose_calibration_changes_every_frame_goes_through_the_nodes(
+    real_data: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    bag, out = real_data / "bags" / "kitti_object_3frames_mcap", tmp_path / "demo"
+    assert main(["demo", "--bag", str(bag), "--out", str(out), "--checkpoint", str(checkpoint), "--device", "cpu"]) == 0
+    diagnostics = json.loads((out / "metrics.json").read_text())["diagnostics"]
+    assert diagnostics["frames"] == "3"
+    assert "camera_problems" not in diagnostics
+    with open_bag(bag) as given, open_bag(out / "output") as labelled:
+        sent = [message.decode() for message in given.messages(["/velodyne_points"])]
+        back = [message.decode() for message in labelled.messages([LABELLED_TOPIC])]
+    assert [(m.header.frame_id, m.header.stamp, m.width) for m in back] == [
+        (m.header.frame_id, m.header.stamp, m.width) for m in sent
+    ]
+
+
 def processes_that_mention(path: Path) -> list[str]:
     """Command lines of running processes that name a folder."""
     found = []
