@@ -369,6 +369,8 @@ def test_every_cloud_gets_the_image_a_search_over_all_of_them_finds(
             timeout_ns=400 * MS,  # more than a period and a latency: everything arrives in time
             stamp_offsets_ns={name: value * MS for name, value in offsets.items()},
             max_clouds=50,
+            max_images=100,  # all of them: at 50 images a second 16 would be gone before the time-out
+            max_infos=100,
         )
     )
     images = {name: _arrivals(stream) for name, stream in zip(names, cameras, strict=True)}

@@ -338,7 +338,7 @@ def test_banks_have_modules_of_their_own(tmp_path: Path) -> None:
 def test_save_load_merge_gives_the_same_logits(tmp_path: Path) -> None:
     model = model_of("lora")
     teach(model.image_backbone)
-    save_checkpoint(tmp_path / "lora", model, label_space=LABELS)
+    save_checkpoint(tmp_path / "lora", model, label_space=LABELS, metadata={"trained": True})
 
     merge_lora(tmp_path / "lora", tmp_path / "merged")
 
