@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -342,6 +343,19 @@ def test_its_thread_waits_for_inference_and_keeps_its_threads_to_itself() -> Non
     assert thread.stop(timeout_s=20)
     assert drive.adapter.status().publications >= 2
     assert torch.get_num_threads() == before
+
+
+def test_threads_that_begin_to_compute_later_do_not_inherit_its_number_of_threads() -> None:
+    drive, before, seen = Drive(), torch.get_num_threads(), []
+    thread = AdapterThread(
+        drive.adapter, device=CPU, idle=lambda: True, num_threads=before + 2, min_interval_s=0.0
+    )
+    thread.start()
+    inference = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    inference.start()
+    inference.join()
+    assert thread.stop(timeout_s=20)
+    assert seen == [before]
 
 
 def test_an_error_in_the_thread_ends_serving_what_was_learned() -> None:

@@ -87,6 +87,18 @@ def test_killed_and_resumed_is_bit_equal_to_uninterrupted(world: Path, tmp_path:
             assert load_checkpoint(one).metadata["best"] == load_checkpoint(other).metadata["best"]
 
 
+def test_a_run_can_start_from_the_weights_of_another(world: Path, tmp_path: Path) -> None:
+    train(tiny_recipe(world, optim={"steps": 2}), tmp_path / "first", console=QUIET)
+    recipe = tiny_recipe(world, seed=1, start_from=tmp_path / "first" / "last")
+    assert_same_tensors(bank_state(build_model(recipe)), last_tensors(tmp_path / "first"))
+    assert recipe.result_hash() != tiny_recipe(world, seed=1).result_hash()
+    with pytest.raises(ValueError, match="no checkpoint here"):
+        build_model(tiny_recipe(world, start_from=tmp_path))
+    others = tiny_recipe(world, model={"fusion": {"hidden": 5}}, start_from=tmp_path / "first" / "last")
+    with pytest.raises(ValueError, match=r"start_from: .*tensors do not fit the model"):
+        build_model(others)
+
+
 def test_half_written_state_is_not_seen(world: Path, tmp_path: Path) -> None:
     recipe = tiny_recipe(world)
     trainer = make_trainer(recipe, tmp_path)

@@ -258,7 +258,7 @@ class Segmenter:
 
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+            torch.cuda.current_stream(self._device).synchronize()  # not the adapter's stream beside it
 
 
 def resolve_device(name: str) -> torch.device:

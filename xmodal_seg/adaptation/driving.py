@@ -56,6 +56,7 @@ class AdapterThread:
         self._num_threads = num_threads
         self._min_interval_s = min_interval_s
         self._stopping = threading.Event()
+        self._has_own_threads = threading.Event()
         self._thread: threading.Thread | None = None
 
     @property
@@ -71,8 +72,13 @@ class AdapterThread:
         self._stopping.clear()
         if self._device.type == "cpu":
             self._adapter.before_forward = self._wait_until_idle
+        num_threads = torch.get_num_threads()
+        self._has_own_threads.clear()
         self._thread = threading.Thread(target=self._run, name="adaptation", daemon=True)
         self._thread.start()
+        # torch keeps the number set last for every thread that has not computed yet: inference shall not inherit ours.
+        self._has_own_threads.wait()
+        torch.set_num_threads(num_threads)
 
     def stop(self, *, timeout_s: float) -> bool:
         """Let the present turn end; False when it still runs after `timeout_s`."""
@@ -83,6 +89,7 @@ class AdapterThread:
 
     def _run(self) -> None:
         torch.set_num_threads(self._num_threads)
+        self._has_own_threads.set()
         with self._stream():
             while not self._stopping.is_set():
                 started_s = time.monotonic()

@@ -132,6 +132,9 @@ class Recipe(Settings):
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: int = Field(default=1, gt=0, description="processes, one for each GPU; torchrun's own number wins")
     feature_cache: bool = Field(default=False, description="keep the frozen image features on disk")
+    start_from: Path | None = Field(
+        default=None, description="checkpoint folder whose default bank training begins with; None: drawn from the seed"
+    )
 
     @property
     def uses_target(self) -> bool:

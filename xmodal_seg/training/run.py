@@ -80,6 +80,8 @@ def set_up(recipe: Recipe, *, single: bool = False) -> Setup:
     """
     if recipe.accelerator == "gpu" and not torch.cuda.is_available():
         raise ValueError("accelerator: 'gpu' asked for, but torch sees none")
+    if recipe.start_from is not None:
+        load_checkpoint(recipe.start_from)  # what is wrong with it is said before a world is made
     domains = open_domains(recipe)
     fabric = build_fabric(recipe, single=single)
     model = build_model(recipe).to(fabric.device)

@@ -19,7 +19,7 @@ import torch
 from lightning_fabric import Fabric, seed_everything
 from rich.console import Console
 
-from xmodal_seg.checkpoint import save_checkpoint
+from xmodal_seg.checkpoint import load_bank, load_checkpoint, save_checkpoint
 from xmodal_seg.metrics import ConfusionMatrix
 from xmodal_seg.models.segmenter import SegmentationModel
 from xmodal_seg.training.best_banks import BestBanks, backbone_storage
@@ -340,9 +340,15 @@ def build_fabric(recipe: Recipe, *, single: bool = False) -> Fabric:
 
 
 def build_model(recipe: Recipe) -> SegmentationModel:
-    """The recipe's model with weights drawn from its seed."""
+    """The recipe's model with weights drawn from its seed, or those of the checkpoint that it starts from.
+
+    Raises ValueError for a checkpoint that is not there or whose tensors do not fit the recipe's model.
+    """
     seed_everything(recipe.seed, verbose=False)
-    return SegmentationModel(settings=recipe.model)
+    model = SegmentationModel(settings=recipe.model)
+    if recipe.start_from is not None:
+        load_bank(model, load_checkpoint(recipe.start_from).bank(), where=f"start_from: {recipe.start_from}")
+    return model
 
 
 def _class_weights(recipe: Recipe, dataset: FrameDataset) -> torch.Tensor | None:
