@@ -347,9 +347,7 @@ def test_its_thread_waits_for_inference_and_keeps_its_threads_to_itself() -> Non
 
 def test_threads_that_begin_to_compute_later_do_not_inherit_its_number_of_threads() -> None:
     drive, before, seen = Drive(), torch.get_num_threads(), []
-    thread = AdapterThread(
-        drive.adapter, device=CPU, idle=lambda: True, num_threads=before + 2, min_interval_s=0.0
-    )
+    thread = AdapterThread(drive.adapter, device=CPU, idle=lambda: True, num_threads=before + 2, min_interval_s=0.0)
     thread.start()
     inference = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
     inference.start()

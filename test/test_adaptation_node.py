@@ -166,7 +166,7 @@ def test_what_is_learned_is_served_saved_taken_back_and_forgotten(drive: Callabl
     folders = {"adaptation.state_folder": str(tmp_path / "state"), "adaptation.labelled_frames": f"{tmp_path}/labelled"}
     node = drive(**folders, **{"adaptation.state.save_every_publications": 0}).begin()
     node.go()
-    assert node.wait_for_state("off").level == b"\x00"
+    assert node.wait_for_state("select").level == b"\x00"
     assert node.values()["frames"] == "0"
 
     answer = node.ask("save")
@@ -194,9 +194,9 @@ def test_what_is_learned_is_served_saved_taken_back_and_forgotten(drive: Callabl
     assert node.ask("rollback").message.endswith(" is on offer")
     assert node.ask("reset").success
 
-    assert node.ask("enable", data=False).message == "adaptation.mode is off"
+    assert node.ask("enable", data=False).message == "adaptation.mode is select"
     node.served.clear()
-    node.go_until(lambda values: values["mode"] == "off" and bool(node.served) and "+" not in node.served[-1])
+    node.go_until(lambda values: values["mode"] == "select" and bool(node.served) and "+" not in node.served[-1])
 
 
 def test_a_failing_adapter_leaves_the_node_serving_and_can_be_enabled_again(drive: Callable[..., Drive]) -> None:
@@ -257,7 +257,7 @@ def test_a_model_that_cannot_adapt_says_so_and_serves(drive: Callable[..., Drive
         assert "adaptation needs the main head 'fused'" in answer.message
     refused = node.node.set_parameters([Parameter("adaptation.mode", value="shadow")])[0]
     assert "adaptation needs the main head 'fused'" in refused.reason
-    assert node.node.settings.adaptation.mode == "off"
+    assert node.node.settings.adaptation.mode == "select"
     node.go()
 
 

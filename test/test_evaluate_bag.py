@@ -327,7 +327,6 @@ def refused(home: Path, tmp_path: Path, *more: str, bag: Path | None = None) -> 
         (["--label-topic", "/points"], "/points: fields: expected one field 'label'"),
         (["--labels", "{tmp}", "--label-format", "semantic_kitti"], "expected a .label file for each of the 14 sweeps"),
         (["--labels", "{tmp}", "--label-format", "nuscenes"], "expected a nuScenes download with lidarseg; it lacks"),
-        (["--live", "--mode", "on"], "--live: expected the modes off or select, got on"),
         (["--live", "--rate", "0"], "--rate: expected more than 0, got 0"),
         (["--live", "--bank", "day"], "--live does not go with --bank"),
     ],

@@ -49,6 +49,7 @@ class FakeRecorder:
     answered_s: dict[int, float] = field(default_factory=dict)
     ages_ms: list[float] = field(default_factory=lambda: [10.0, 20.0, 90.0])
     statuses: list[Status] = field(default_factory=list)
+    adaptation: list[Status] = field(default_factory=list)
 
     def answer(self, frame: Frame, labels: np.ndarray) -> None:
         message = labelled_message(frame, labels, np.ones(len(labels), np.float32), SPACE)
@@ -106,14 +107,19 @@ def test_latency_age_and_losses():
     assert facts["age_ms"]["max"] == 90.0
     assert facts["counted_by_the_node"] == {"dropped_busy": 3, "pairing waited": 4}
     assert facts["stage_ms"]["model"]["median"] == 7.0
+    assert facts["adaptation"] == {}
     assert live_facts(FakeRecorder(ages_ms=[]), num_sweeps=5, rate=1.0)["latency_ms"] == {}
 
 
 def test_parameters_are_those_of_a_robot(home: Path, tmp_path: Path):
     given = prepare_input(str(home / "bag"), tmp_path)
-    arguments = Namespace(checkpoint=None, device="cpu", rate=3.0, lighting=None)
+    (tmp_path / "adaptation.yaml").write_text("mode: shadow\nsteps_per_turn: 2\nstep: {pull_back: 0}\n")
+    chosen = {"adaptation": None, "labelled_frames": None}
+    arguments = Namespace(checkpoint=None, device="cpu", rate=3.0, lighting=None, **chosen)
     off = live_parameters(given, arguments, mode="off")
     select = live_parameters(given, arguments, mode="select")
+    arguments.adaptation, arguments.labelled_frames = str(tmp_path / "adaptation.yaml"), str(tmp_path)
+    on = live_parameters(given, arguments, mode="on")
 
     assert set(off) == {"/xmodal_seg", "/play_bag"}
     assert off["/xmodal_seg"]["ros__parameters"]["lighting_topic"] == ""
@@ -121,19 +127,26 @@ def test_parameters_are_those_of_a_robot(home: Path, tmp_path: Path):
     assert not {"pace_topic", "pace_input"} & set(off["/play_bag"]["ros__parameters"])
     assert select["/lighting"]["ros__parameters"]["cameras"] == ["front"]
     assert "&id" not in yaml.safe_dump(select), "rcl reads no aliases"
+    assert [each["/xmodal_seg"]["ros__parameters"]["adaptation"]["mode"] for each in (off, select)] == ["off", "select"]
+    adaptation = on["/xmodal_seg"]["ros__parameters"]["adaptation"]
+    assert (adaptation["mode"], adaptation["steps_per_turn"], adaptation["labelled_frames"]) == ("on", 2, str(tmp_path))
+    assert isinstance(adaptation["step"]["pull_back"], float), "rcl tells 0 from 0.0"
+    assert "/lighting" in on
 
 
 @pytest.mark.ros
 @pytest.mark.slow
 @pytest.mark.usefixtures("large_data")
 def test_a_drive_through_the_nodes(home: Path, tmp_path: Path):
-    """Nothing is lost at this pace, so off gives the numbers of the offline evaluation, and select changes the bank."""
+    """Nothing is lost at this pace, so off gives the numbers of the offline evaluation, the others change the bank."""
     arguments = ["--bag", str(home / "bag"), "--checkpoint", str(home / "checkpoint"), "--device", "cpu", "--live"]
     arguments += ["--lighting", str(home / "lighting.yaml"), "--rate", "20", "--worst", "0", "--out", str(tmp_path)]
-    assert main(["evaluate-bag", *arguments, "--mode", "off", "--mode", "select"]) == 0
+    assert main(["evaluate-bag", *arguments, "--mode", "off", "--mode", "select", "--mode", "on"]) == 0
 
     modes = json.loads((tmp_path / "metrics.json").read_text())["modes"]
-    off, select = modes["live_off"], modes["live_select"]
+    off, select, on = modes["live_off"], modes["live_select"], modes["live_on"]
+    assert [each["facts"]["adaptation"]["mode"] for each in (off, select, on)] == ["off", "select", "on"]
+    assert on["facts"]["answered"] == NUM_FRAMES
     assert off["facts"]["answered"] == select["facts"]["answered"] == NUM_FRAMES
     assert off["confusion"]["points"] == expected_scores(home, lambda _: "day")["counts"]
     assert 0 < off["facts"]["latency_ms"]["p50"] < 60_000

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import builtins
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import make_frame
 from light_pictures import day_picture, night_picture
 
 from xmodal_seg.lighting_features import image_facts
@@ -19,6 +21,7 @@ from xmodal_seg.lighting_health import (
     glare,
     image_faults,
     scene_level,
+    seeing_cameras,
     sun_elevation,
     sun_logit,
 )
@@ -76,6 +79,28 @@ def test_a_bright_scene_speaks_for_day_up_to_the_limit() -> None:
 def test_impossible_exposures_are_refused(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="exposure: expected"):
         Exposure(**values)
+
+
+@dataclass(frozen=True)
+class Reported:
+    name: str
+    reasons: tuple[str, ...]
+
+
+@pytest.mark.parametrize("fault", ["black", "over-exposed", "blocked"])
+def test_cameras_that_see_nothing_are_left_out(fault: str) -> None:
+    frame = make_frame(num_cameras=2)
+    first, second = (view.name for view in frame.cameras)
+    seen = seeing_cameras(frame, [Reported(first, ("LiDAR degraded", fault)), Reported("another", (fault,))])
+    assert [view.name for view in seen.cameras] == [second]
+    assert seen.points is frame.points
+
+
+def test_cameras_that_are_only_unsure_stay() -> None:
+    frame = make_frame(num_cameras=1)
+    reasons = ("glare", "frozen", "stale", "between day and night", "LiDAR degraded")
+    assert seeing_cameras(frame, [Reported(frame.cameras[0].name, reasons)]) is frame
+    assert seeing_cameras(frame, []) is frame
 
 
 def sweep(count: int, distance: float = 20.0) -> np.ndarray:

@@ -21,7 +21,7 @@ def mode(overall: float, night: float | None, minutes: list[float | None], **sta
         "conditions": {"day": part(overall + 1)} | ({} if night is None else {"night": part(night)}),
         "minutes": [{"minute": number, **part(value)} for number, value in enumerate(minutes)],
         "worst_minute": part(min(value for value in minutes if value is not None)),
-        "facts": {"status": status} if status else {},
+        "facts": {"status": status, "largest_distance": 2 * status["distance"]} if status else {},
     }
 
 
@@ -45,8 +45,19 @@ def test_means_over_drives_and_what_adaptation_gained_and_lost(tmp_path: Path, c
     assert lines[0] == "| mode | all | day | night | worst minute |"
     assert lines[2] == "| select | 72.0 ± 2.8 | 73.0 ± 2.8 | 60.0 | 69.0 ± 1.4 |"
     assert lines[3] == "| on | 72.0 ± 1.4 | 73.0 ± 1.4 | 62.0 | 69.5 ± 0.7 |"
-    assert lines[-2] == "| first | on | 3000 | 10 | 0.0123 | +1.00 | -0.50 |"
-    assert lines[-1] == "| second | on (does not count) | 2999 | 44 | 0.5000 | -1.00 | -1.00 |"
+    assert lines[-2] == "| first | on | 3000 | 10 | 0.0246 | +1.00 | -0.50 |"
+    assert lines[-1] == "| second | on (does not count) | 2999 | 44 | 1.0000 | -1.00 | -1.00 |"
+
+
+def test_gains_are_paired_by_drive(tmp_path: Path, capsys) -> None:
+    drives = [
+        write(tmp_path / name, off=mode(off, night, [off]), select=mode(off + gain, night, [off]))
+        for name, off, night, gain in (("first", 50, 40, 1), ("second", 70, None, 3))
+    ]
+    assert load_program("report_drives").main(drives) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3] == "| above off | all | day | night |"
+    assert lines[-1] == "| select | +2.00 ± 1.41 | +2.00 ± 1.41 | +0.00 |"
 
 
 def test_without_adaptation_there_is_one_table(tmp_path: Path, capsys) -> None:

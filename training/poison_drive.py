@@ -111,7 +111,7 @@ def drive_once(arguments: argparse.Namespace, drive: Drive, name: str) -> Outcom
         if seen is None:
             continue
         light = light_of(seen)
-        mode.choose(seen, light)
+        seen = mode.choose(seen, light)
         said = segmenter.predict(seen, keep=mode.keeps)
         mode.observe(seen, said, light)
         if phase == "after":

@@ -3,8 +3,9 @@
 
 python training/report_drives.py evaluation_0 evaluation_1 evaluation_2
 
-mIoU in percent by condition, mean and standard deviation over the drives. Modes that adapt are also compared minute by
-minute with `select` (or `off`) on the same drive, and are marked where they learned too little to count.
+mIoU in percent by condition, mean and standard deviation over the drives; then what each mode gains over `off`, drive
+by drive. Modes that adapt are also compared minute by minute with `select` (or `off`) on the same drive, and are marked
+where they learned too little to count; their distance is the largest that served weights ever had from the deployed.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    print("\n".join([*scores_table(drives), "", *adaptation_table(drives, arguments.evaluations)]).rstrip())
+    tables = [scores_table(drives), gains_table(drives), adaptation_table(drives, arguments.evaluations)]
+    print("\n\n".join("\n".join(lines) for lines in tables if lines))
     return 0
 
 
@@ -56,13 +58,33 @@ def check_alike(drives: Sequence[Modes], folders: Sequence[Path]) -> None:
 
 def scores_table(drives: Sequence[Modes]) -> list[str]:
     """A row per mode: overall, by condition, and in the worst minute of each drive."""
-    conditions = list(dict.fromkeys(c for modes in drives for m in modes.values() for c in m["conditions"]))
+    conditions = _conditions(drives)
     lines = [_row("mode", "all", *conditions, "worst minute"), _row(*["---"] * (len(conditions) + 3))]
     for name in drives[0]:
         metrics = [modes[name] for modes in drives]
         by_condition = [[_miou(m["conditions"].get(condition)) for m in metrics] for condition in conditions]
         cells = [[_miou(m["overall"]) for m in metrics], *by_condition, [_miou(m["worst_minute"]) for m in metrics]]
         lines.append(_row(name, *map(spread, cells)))
+    return lines
+
+
+def gains_table(drives: Sequence[Modes]) -> list[str]:
+    """A row per mode: mIoU above `off` on the same drive, overall and by condition; empty where nothing compares."""
+    others = [name for name in drives[0] if name != "off"]
+    if "off" not in drives[0] or not others:
+        return []
+    conditions = _conditions(drives)
+    lines = [_row("above off", "all", *conditions), _row(*["---"] * (len(conditions) + 2))]
+    for name in others:
+        overall = [_miou(modes[name]["overall"]) - _miou(modes["off"]["overall"]) for modes in drives]
+        by_condition = [
+            [
+                _miou(modes[name]["conditions"].get(each)) - _miou(modes["off"]["conditions"].get(each))
+                for modes in drives
+            ]
+            for each in conditions
+        ]
+        lines.append(_row(name, *(spread(gains, form="+.2f") for gains in (overall, *by_condition))))
     return lines
 
 
@@ -84,7 +106,8 @@ def _adaptation_row(drive: str, name: str, modes: Modes, baseline: str | None) -
     status = modes[name]["facts"]["status"]
     steps, publications = status["steps"], status["publications"]
     counts = name != "on" or (steps >= LEAST_STEPS and publications >= LEAST_PUBLICATIONS)
-    cells = [drive, name if counts else f"{name} (does not count)", steps, publications, f"{status['distance']:.4f}"]
+    distance = f"{modes[name]['facts']['largest_distance']:.4f}"
+    cells = [drive, name if counts else f"{name} (does not count)", steps, publications, distance]
     if baseline is None:
         return _row(*cells, "-", "-")
     base = {minute["minute"]: _miou(minute) for minute in modes[baseline]["minutes"]}
@@ -94,12 +117,18 @@ def _adaptation_row(drive: str, name: str, modes: Modes, baseline: str | None) -
     return _row(*cells, f"{overall:+.2f}", f"{min(known):+.2f}" if known else "-")
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], *, form: str = ".1f") -> str:
     """Mean and standard deviation of the drives that have a value."""
     known = [value for value in values if value == value]
     if not known:
         return "-"
-    return f"{statistics.mean(known):.1f}" + (f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else "")
+    deviation = f" ± {statistics.stdev(known):{form.removeprefix('+')}}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):{form}}{deviation}"
+
+
+def _conditions(drives: Sequence[Modes]) -> list[str]:
+    """Those that occur, in their order."""
+    return list(dict.fromkeys(c for modes in drives for m in modes.values() for c in m["conditions"]))
 
 
 def _miou(part: dict[str, Any] | None) -> float:

@@ -42,7 +42,7 @@ class Mode(Protocol):
     @property
     def keeps(self) -> bool: ...
 
-    def choose(self, frame: Frame, light: FrameLight) -> None: ...
+    def choose(self, frame: Frame, light: FrameLight) -> Frame: ...
 
     def observe(self, frame: Frame, labelled: LabelledFrame, light: FrameLight) -> None: ...
 
@@ -96,8 +96,8 @@ def evaluate(
     for number, frame in enumerate(frames):
         start_ns = frame.stamp_ns if start_ns is None else start_ns
         light = light_of(frame)
-        mode.choose(frame, light)
-        labelled = segmenter.predict(frame, keep=mode.keeps)
+        seen = mode.choose(frame, light)
+        labelled = segmenter.predict(seen, keep=mode.keeps)
         score = FrameScore(
             number=number,
             stamp_ns=frame.stamp_ns,
@@ -109,7 +109,7 @@ def evaluate(
             confusion=compare(frame, labelled.labels, num_classes=segmenter.label_space.num_classes),
             times_ms=labelled.times_ms,
         )
-        mode.observe(frame, labelled, light)
+        mode.observe(seen, labelled, light)
         yield ScoredFrame(score=score, frame=frame, labels=labelled.labels)
 
 

@@ -19,6 +19,7 @@ from xmodal_seg.adaptation.settings import AdaptationSettings
 from xmodal_seg.bag_evaluation import FrameLight, Mode
 from xmodal_seg.inference import LabelledFrame, Segmenter
 from xmodal_seg.lighting import LightingEstimator
+from xmodal_seg.lighting_health import seeing_cameras
 from xmodal_seg.lighting_state import BankSelector, BankSettings, common_light
 from xmodal_seg.structures import Frame
 
@@ -55,8 +56,9 @@ class FixedBank:
 
     keeps = False
 
-    def choose(self, frame: Frame, light: FrameLight) -> None:
-        pass
+    def choose(self, frame: Frame, light: FrameLight) -> Frame:
+        """The light changes nothing."""
+        return frame
 
     def observe(self, frame: Frame, labelled: LabelledFrame, light: FrameLight) -> None:
         pass
@@ -75,9 +77,10 @@ class SelectedBank:
         self._settings = settings
         self._selector = BankSelector(banks=segmenter.banks, served=segmenter.bank, settings=settings)
 
-    def choose(self, frame: Frame, light: FrameLight) -> None:
-        """Serve what the light asks for."""
+    def choose(self, frame: Frame, light: FrameLight) -> Frame:
+        """Serve what the light asks for; cameras that see nothing are left out."""
         self._segmenter.use_bank(self._selector.update(light.cameras, frame.stamp_ns))
+        return seeing_cameras(frame, light.cameras)
 
     def observe(self, frame: Frame, labelled: LabelledFrame, light: FrameLight) -> None:
         pass
@@ -95,6 +98,7 @@ class Adapting:
         self._segmenter = segmenter
         self._settings = settings
         self._num_labelled = len(labelled)
+        self._largest_distance = 0.0
         self._select = SelectedBank(segmenter=segmenter, settings=bank)
         self.adapter = OnlineAdapter(segmenter=segmenter, settings=settings, labelled=labelled)
 
@@ -102,10 +106,12 @@ class Adapting:
     def keeps(self) -> bool:
         return self.adapter.is_learning
 
-    def choose(self, frame: Frame, light: FrameLight) -> None:
+    def choose(self, frame: Frame, light: FrameLight) -> Frame:
         """The bank that the light asks for, with what was learned for it."""
-        self._select.choose(frame, light)
-        self.adapter.serve(self._segmenter)
+        seen = self._select.choose(frame, light)
+        if self.adapter.serve(self._segmenter) is not None:
+            self._largest_distance = max(self._largest_distance, self.adapter.status().distance)
+        return seen
 
     def observe(self, frame: Frame, labelled: LabelledFrame, light: FrameLight) -> None:
         """Let the adapter look, and learn where a turn is due."""
@@ -118,6 +124,7 @@ class Adapting:
             **self._select.facts(),
             "num_adapted": self.adapter.num_adapted,
             "num_labelled_frames": self._num_labelled,
+            "largest_distance": self._largest_distance,  # of served weights from the reference, over the whole drive
             "status": status,
             "events": self.adapter.events.counts,
             "newest_events": [asdict(event) for event in self.adapter.events.newest],

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +17,9 @@ from xmodal_seg.config import Settings
 from xmodal_seg.lighting_features import LEVEL_FLOOR, ImageFacts
 from xmodal_seg.lighting_model import QualityLimits
 from xmodal_seg.lighting_state import DYNAMIC
+from xmodal_seg.structures import Frame
 
+_BLIND = frozenset({"black", "over-exposed", "blocked"})  # faults of an image that says nothing about the scene either
 _LIDAR_WINDOW = 50
 _LIDAR_LEAST = 5
 
@@ -79,6 +83,26 @@ def glare(facts: ImageFacts, limits: QualityLimits) -> float:
     """0 up to the limit of glare, 1 from that of over-exposure on."""
     span = max(limits.over_share - limits.glare_share, 1e-3)
     return float(np.clip((facts.saturated_share - limits.glare_share) / span, 0.0, 1.0))
+
+
+class ReportedCamera(Protocol):
+    """What is said about a camera's images."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why an estimate of its light is not sure."""
+        ...
+
+
+def seeing_cameras(frame: Frame, reported: Iterable[ReportedCamera]) -> Frame:
+    """The frame without the cameras whose images show nothing: their points are labelled by the 3D network alone."""
+    blind = {camera.name for camera in reported if _BLIND.intersection(camera.reasons)}
+    if not blind.intersection(view.name for view in frame.cameras):
+        return frame
+    return replace(frame, cameras=tuple(view for view in frame.cameras if view.name not in blind))
 
 
 class LidarHealth:

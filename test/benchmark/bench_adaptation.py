@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from xmodal_seg.adaptation.adapter import OnlineAdapter
 from xmodal_seg.adaptation.driving import AdapterThread
+from xmodal_seg.adaptation.labelled_frames import gate_frames
 from xmodal_seg.adaptation.settings import AdaptationSettings, Mode
 from xmodal_seg.config import ImageBackboneSettings, ModelSettings, load_settings
 from xmodal_seg.inference import Segmenter, resolve_device, untrained_settings
@@ -88,7 +89,8 @@ def measure(
     rate_hz: float,
 ) -> dict[str, Any]:
     """Latencies and memory over `frames` frames at `rate_hz`."""
-    adapter = OnlineAdapter(segmenter=segmenter, settings=settings)
+    labelled = gate_frames(None, checkpoint=segmenter.folder, label_space=segmenter.label_space.name)
+    adapter = OnlineAdapter(segmenter=segmenter, settings=settings, labelled=labelled)
     busy = [False]
     thread = AdapterThread(
         adapter, device=device, idle=lambda: not busy[0], num_threads=settings.num_threads, min_interval_s=0.0

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.worst <= _MOST_PANELS:
         raise ValueError(f"--worst: expected 0 to {_MOST_PANELS}, got {arguments.worst}")
     if arguments.live:
-        check_arguments(arguments, names)
+        check_arguments(arguments)
     drive = look_into(arguments)
     out = Path(arguments.out)
     _remove_former_results(out)

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from xmodal_seg.nodes.recorder import Recorder, Status
     from xmodal_seg.structures import Frame
 
-LIVE_MODES = ("off", "select")
-_OFFLINE = ("bank", "adaptation", "points_topic", "cameras", "calibration_file", "intensity_range")
+_OFFLINE = ("bank", "points_topic", "cameras", "calibration_file", "intensity_range")
 _QUIET_S = 3.0  # the end: nothing has come for so long after the playback
 _LOST = ("dropped_busy", "failed_frames", "camera_problems", "lidar_only_frames")
 _PACING = ("pace_input", "pace_topic", "pace_timeout_s")
@@ -36,7 +35,7 @@ _PATIENCE = ("camera_timeout_ms", "transform_timeout_s")
 def play(arguments: argparse.Namespace, mode: str, out: Path) -> Recorder:
     """Play the bag through nodes in mode `mode`; what they published and when. Logs and parameters go into `out`.
 
-    Raises ValueError for a mode that the nodes do not have, and with the end of its log if a node fails.
+    Raises ValueError with the end of its log if a node fails.
     """
     from xmodal_seg.commands.demo import prepare_input
     from xmodal_seg.nodes.recorder import recording
@@ -49,7 +48,7 @@ def play(arguments: argparse.Namespace, mode: str, out: Path) -> Recorder:
     domain_id = free_domain()
     environment = {"ROS_DOMAIN_ID": str(domain_id), "FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA"}
     node_arguments = ["--ros-args", "--params-file", str(folder / "parameters.yaml")]
-    names = ["segmentation_node", *(["lighting_node"] if mode == "select" else []), "play_bag_node"]
+    names = ["segmentation_node", *([] if mode == "off" else ["lighting_node"]), "play_bag_node"]
     with ExitStack() as stack:
         check_interrupts = stack.enter_context(deferred_interrupts())
         stack.enter_context(environment_variables(environment))
@@ -65,11 +64,8 @@ def play(arguments: argparse.Namespace, mode: str, out: Path) -> Recorder:
     return recorder
 
 
-def check_arguments(arguments: argparse.Namespace, modes: Sequence[str]) -> None:
-    """ValueError unless rclpy is there and the nodes know every mode and argument."""
-    unknown = [mode for mode in modes if mode not in LIVE_MODES]
-    if unknown:
-        raise ValueError(f"--live: expected the modes {' or '.join(LIVE_MODES)}, got {', '.join(unknown)}")
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """ValueError unless rclpy is there and the nodes know every argument."""
     if find_spec("rclpy") is None:
         raise ValueError("--live: rclpy is not installed; source a ROS setup, or: pip install 'xmodal_seg[pip-ros]'")
     if arguments.rate <= 0:
@@ -92,13 +88,25 @@ def live_parameters(given: Input, arguments: argparse.Namespace, *, mode: str) -
     player["rate"] = arguments.rate
     # The lighting node hears points and images too, so these say nothing about the segmentation node.
     player["wait_for_topics"] += [camera.camera_info for camera in given.topics.cameras]
-    segmentation["lighting_topic"] = "lighting" if mode == "select" else ""
-    if mode == "select":
+    segmentation["lighting_topic"] = "" if mode == "off" else "lighting"
+    segmentation["adaptation"] = _adaptation(arguments, mode=mode)
+    if mode != "off":
         shared = ("use_sim_time", "autostart", "cameras", "image_topics", "image_transport", "points_topic")
         # Copied, since YAML writes one object in two places as an alias, which rcl does not read.
         lighting = {name: deepcopy(segmentation[name]) for name in (*shared, "reliability")}
         parameters["/lighting"] = {"ros__parameters": {**lighting, "coefficients": arguments.lighting or ""}}
     return parameters
+
+
+def _adaptation(arguments: argparse.Namespace, *, mode: str) -> dict[str, Any]:
+    """Parameters `adaptation.*`: those of the file, every one written out, so that numbers have the types of theirs."""
+    from xmodal_seg.adaptation.settings import AdaptationSettings
+    from xmodal_seg.config import load_settings
+
+    path = arguments.adaptation
+    settings = AdaptationSettings() if path is None else load_settings(AdaptationSettings, Path(path))
+    frames = {} if arguments.labelled_frames is None else {"labelled_frames": str(arguments.labelled_frames)}
+    return {**settings.model_dump(mode="json"), "mode": mode, **frames}
 
 
 def scored_answers(
@@ -166,6 +174,7 @@ def live_facts(recorder: Recorder, *, num_sweeps: int, rate: float) -> dict[str,
         "latency_ms": _percentiles(latencies_ms),
         "age_ms": _percentiles(recorder.ages_ms),
         "stage_ms": stage_times(recorder.statuses),
+        "adaptation": recorder.adaptation[-1].values if recorder.adaptation else {},
     }
 
 

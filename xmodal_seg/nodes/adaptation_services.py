@@ -36,7 +36,7 @@ class AdaptationServices:
         node.create_service(Trigger, "~/adaptation/rollback", self._answer_rollback, callback_group=group)
 
     def _answer_enable(self, request: Any, response: Any) -> Any:
-        mode = "on" if request.data else "off"
+        mode = "on" if request.data else "select"
         try:
             self._adapter()
             is_new = self._node.get_parameter("adaptation.mode").value != mode

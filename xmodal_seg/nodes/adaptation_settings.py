@@ -12,10 +12,10 @@ class NodeAdaptationSettings(AdaptationSettings):
     """Those of the adapter, and where the node finds what belongs to it."""
 
     mode: Mode = Field(
-        default="off",
+        default="select",
         json_schema_extra=DYNAMIC,
-        description="off; select: as off, since banks follow lighting_topic in every mode; shadow: learns and reports, "
-        "serves nothing; on: serves what passes the gate",
+        description="off: the bank that serves stays; select: banks follow lighting_topic; shadow: also learns and "
+        "reports, serves nothing of it; on: also serves what passes the gate",
     )
     state_folder: str = Field(
         default="", description="folder that keeps what was learned, taken up again at start; empty: it is forgotten"

@@ -15,6 +15,8 @@ from xmodal_seg.lighting import CameraLighting
 from xmodal_seg.lighting_state import CONDITIONS, Condition
 from xmodal_seg.nodes.conversions import diagnostic_status
 
+_COMMA = ", "
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReportedLight:
@@ -25,6 +27,7 @@ class ReportedLight:
     guidance: float
     confidence: float
     condition: Condition
+    reasons: tuple[str, ...] = ()
 
 
 def lighting_message(
@@ -46,7 +49,7 @@ def lighting_message(
                     "darkness": f"{camera.darkness:.4f}",
                     "confidence": f"{camera.confidence:.4f}",
                     "condition": camera.condition,
-                    "reasons": ", ".join(camera.reasons),
+                    "reasons": _COMMA.join(camera.reasons),
                     "reliability": f"{camera.reliability:.4f}",
                     "image_darkness": f"{camera.image_darkness:.4f}",
                     "stamp_ns": camera.stamp_ns,
@@ -75,6 +78,7 @@ def _camera(status: Any) -> ReportedLight:
         guidance=numbers["lambda"],
         confidence=numbers["confidence"],
         condition=condition,
+        reasons=tuple(values["reasons"].split(_COMMA)) if values.get("reasons") else (),
     )
 
 

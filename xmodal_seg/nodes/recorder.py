@@ -26,7 +26,7 @@ AGE_TOPIC = f"/{NODE_NAME}/debug/pipeline_latency_ms"
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """One diagnostic status of the segmentation node."""
+    """One diagnostic status of the segmentation node, of segmentation or of adaptation."""
 
     level: int  # 0 OK, 1 WARN, 2 ERROR, 3 STALE
     message: str
@@ -47,6 +47,7 @@ class Recorder:
         self.answered_s: dict[int, float] = {}
         self.ages_ms: list[float] = []
         self.statuses: list[Status] = []
+        self.adaptation: list[Status] = []
         self._node = rclpy.create_node("xmodal_seg_recorder", context=context)
         reliable = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
         self._node.create_subscription(PointCloud2, LABELLED_TOPIC, self._cloud, reliable, raw=True)
@@ -77,10 +78,11 @@ class Recorder:
         self.ages_ms.append(message.data)
 
     def _diagnostics(self, message: DiagnosticArray) -> None:
+        kept = {f"{NODE_NAME}: segmentation": self.statuses, f"{NODE_NAME}: adaptation": self.adaptation}
         for status in message.status:
-            if status.name == f"{NODE_NAME}: segmentation":
+            if status.name in kept:
                 values = {entry.key: entry.value for entry in status.values}
-                self.statuses.append(
+                kept[status.name].append(
                     Status(level=status.level[0], message=status.message, values=values, arrived_s=time.monotonic())
                 )
 

@@ -22,6 +22,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState
 from xmodal_seg.adaptation.adapter import OnlineAdapter
 from xmodal_seg.calibration_file import load_calibration_file
 from xmodal_seg.inference import Segmenter
+from xmodal_seg.lighting_health import seeing_cameras
 from xmodal_seg.nodes.adaptation_link import AdaptationLink
 from xmodal_seg.nodes.adaptation_services import AdaptationServices
 from xmodal_seg.nodes.conversions import diagnostic_status, make_image_decoder
@@ -30,6 +31,7 @@ from xmodal_seg.nodes.frame_assembly import FrameAssembler
 from xmodal_seg.nodes.health import Health
 from xmodal_seg.nodes.inputs import Inputs
 from xmodal_seg.nodes.lighting_input import LightingInput
+from xmodal_seg.nodes.lighting_messages import ReportedLight
 from xmodal_seg.nodes.mailbox import Worker
 from xmodal_seg.nodes.outputs import Outputs
 from xmodal_seg.nodes.parameters import ParameterGuard, declare_all
@@ -217,11 +219,13 @@ class SegmentationNode(LifecycleNode):
             self._report(f"camera {camera!r}", problem, level="WARN")
         if self.settings.cameras and not assembled.frame.cameras:
             self._health.count("lidar_only_frames")
-        self._follow_light(configured.segmenter)
+        lights = self._follow_light(configured.segmenter)
+        frame = seeing_cameras(assembled.frame, lights.values())
+        self._health.count("blind_cameras", len(assembled.frame.cameras) - len(frame.cameras))
         adaptation = configured.adaptation
         adaptation.serve()
         labelled = configured.segmenter.predict(
-            assembled.frame, min_probability=self.settings.min_probability, keep=adaptation.is_learning
+            frame, min_probability=self.settings.min_probability, keep=adaptation.is_learning
         )
         labelled_s = time.perf_counter()
         if labelled.num_left_out:
@@ -241,18 +245,21 @@ class SegmentationNode(LifecycleNode):
         age_ms = (now_ns - pair.stamp_ns) / 1e6 if now_ns else 0.0  # simulated time has not begun
         outputs.publish_times({**times_ms, "pipeline_latency": age_ms})
         self._health.frame_done(now_s=time.monotonic(), frame_ms=times_ms["frame"], age_ms=age_ms, stages_ms=times_ms)
-        lighting = self._lighting  # the other thread may take it away
-        lights = {} if lighting is None else lighting.lights()
-        adaptation.observe(assembled.frame, labelled, lights=lights, latency_ms=times_ms["frame"])
+        adaptation.observe(frame, labelled, lights=lights, latency_ms=times_ms["frame"])
 
-    def _follow_light(self, segmenter: Segmenter) -> None:
-        """Worker, between two frames: serve the bank that the light asks for."""
-        lighting = self._lighting
-        if lighting is None or lighting.bank == segmenter.bank:
-            return
-        segmenter.use_bank(lighting.bank)
-        self._health.count("bank_changes")
-        self.get_logger().info(f"the light has changed: bank {segmenter.bank}")
+    def _follow_light(self, segmenter: Segmenter) -> dict[str, ReportedLight]:
+        """Worker, between two frames: serve the bank that the light asks for, unless it is to stay.
+
+        Returns the light by camera, asked for before the model runs: after a slow frame it would look old.
+        """
+        lighting = self._lighting  # the other thread may take it away
+        if lighting is None:
+            return {}
+        if self.settings.adaptation.mode != "off" and lighting.bank != segmenter.bank:
+            segmenter.use_bank(lighting.bank)
+            self._health.count("bank_changes")
+            self.get_logger().info(f"the light has changed: bank {segmenter.bank}")
+        return lighting.lights()
 
     def _frame_failed(self, error: Exception) -> None:
         """A frame that cannot be labelled is said and left; the next one is processed."""
