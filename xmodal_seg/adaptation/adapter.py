@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from xmodal_seg.adaptation.archive import Archive
 from xmodal_seg.adaptation.bank_parts import BankParts, bank_parts
 from xmodal_seg.adaptation.events import AdaptationStatus, EventLog
 from xmodal_seg.adaptation.guards import Reason
@@ -17,7 +18,6 @@ from xmodal_seg.adaptation.light import CameraLight
 from xmodal_seg.adaptation.parameters import distance
 from xmodal_seg.adaptation.publisher import Publisher
 from xmodal_seg.adaptation.settings import AdaptationSettings, Mode
-from xmodal_seg.adaptation.state import StateStore
 from xmodal_seg.adaptation.turns import Turns
 from xmodal_seg.inference import LabelledFrame, Segmenter
 from xmodal_seg.structures import Frame
@@ -31,7 +31,8 @@ class OnlineAdapter:
     For every frame, the thread of inference calls `serve`, `Segmenter.predict(frame, keep=adapter.is_learning)` and
     `observe`; these are cheap. `step_if_due` does the work: in the adapter's own thread (`AdapterThread`) or, for a
     result that is the same every time, right after `observe` (`label_and_adapt`), since turns are counted in frames.
-    The other methods may be called from any thread; those that change something wait for a turn to end.
+    The other methods may be called from any thread, and none of them waits for a turn to end: what is taken back is
+    taken back at once, and the next turn goes on from there.
 
     Args:
         segmenter: holds the deployed weights in every bank; its models are copied, a frozen image backbone is shared.
@@ -54,26 +55,27 @@ class OnlineAdapter:
         self.before_forward: Callable[[], None] | None = None  # may wait while inference needs the processor
         self._settings = settings
         self._parts = _parts_of_banks(segmenter, settings=settings, labelled=labelled, breathe=self._breathe)
-        self._stores = {
-            bank: StateStore(folder=state_folder, parent=parts.parent, keep=settings.state.keep)
-            for bank, parts in self._parts.items()
-            if state_folder is not None
-        }
         self._publisher = Publisher(
             references={bank: parts.reference for bank, parts in self._parts.items()},
             base_version=segmenter.model_version,
         )
+        self._archive = Archive(
+            folder=state_folder,
+            parents={bank: parts.parent for bank, parts in self._parts.items()},
+            keep=settings.state.keep,
+            publisher=self._publisher,
+        )
         self._intake = Intake(settings=settings, device=segmenter.device, events=self.events)
         self._turns = Turns(
             parts=self._parts,
-            stores=self._stores,
             publisher=self._publisher,
+            archive=self._archive,
             settings=settings,
             device=segmenter.device,
             events=self.events,
             breathe=self._breathe,
         )
-        self._lock = threading.RLock()  # of the turns; held for a whole one
+        self._lock = threading.Lock()  # of the turns; held for a whole one
         self._forgives = False  # strikes, at the beginning of the next turn
         self._mode: Mode = settings.mode
         self._publisher.set_serving(settings.mode == "on")
@@ -112,7 +114,8 @@ class OnlineAdapter:
             frame: the input.
             labelled: the result, with what the model saw.
             lights: by the camera's name.
-            latency_ms: from the sweep's arrival to the result; None: not measured, nothing is concluded from it.
+            latency_ms: time that inference took for the frame, without what it waited before; None: not measured,
+                nothing is concluded from it.
             moved_m: driven since the last frame, by odometry; None: movement is judged by the sweeps themselves.
 
         Returns why learning pauses; empty where it does not, and where it is off.
@@ -150,33 +153,49 @@ class OnlineAdapter:
         self._intake.apply(settings)
 
     def reset(self) -> None:
-        """Back to the reference everywhere; the frames in memory stay."""
-        with self._lock:
-            for bin in self._turns.learners:
-                self._turns.reset(bin, why="asked for")
+        """Back to the reference in every bank, after a restart too; the frames in memory stay.
+
+        Raises ValueError where the disk refuses: what was saved may then come back with a restart.
+        """
+        self._publisher.reset()
+        self.events.add("reset", "every bank: back to the reference (asked for)")
+        try:
+            self._archive.remove_all()
+        except (OSError, ValueError) as error:
+            raise ValueError(f"reset: the reference is on offer, but what was saved is not removed: {error}") from error
 
     def rollback(self) -> str:
         """Serve the version before the newest one of the present bin, and learn on from it; its name.
 
-        Raises ValueError where nothing was published.
+        What was taken back and saved is removed.
+
+        Raises ValueError where nothing was published, and where the disk refuses: a restart may then bring back what
+        was taken back.
         """
-        with self._lock:
-            if self._intake.bin is None:
-                raise ValueError("rollback: no frame with a known light has come yet")
-            return self._turns.rollback(self._intake.bin)
+        bin = self._intake.bin
+        if bin is None:
+            raise ValueError("rollback: no frame with a known light has come yet")
+        version = self._publisher.roll_back(bin)
+        name = "reference" if version is None else version.name
+        self.events.add("rolled_back", f"{bin}: {name} is on offer")
+        try:
+            self._archive.remove_newer(bin, version)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"rollback: {name} is on offer, but what was saved is not removed: {error}") from error
+        return name
 
     def save(self) -> list[str]:
         """Write what is on offer in every bin; a sentence for each.
 
         Raises ValueError without a folder for states and where nothing was published, OSError where the disk refuses.
         """
-        with self._lock:
-            if not self._stores:
-                raise ValueError("save: no folder for states was given")
-            offered = [bin for bin in self._turns.learners if self._publisher.newest(bin) is not None]
-            if not offered:
-                raise ValueError("save: nothing was published yet")
-            return [self._turns.save(bin) for bin in offered]
+        if not self._archive.is_kept:
+            raise ValueError("save: no folder for states was given")
+        sentences = [self._turns.save(version) for version in self._publisher.offered()]
+        written = [sentence for sentence in sentences if sentence is not None]
+        if not written:
+            raise ValueError("save: nothing was published yet")
+        return written
 
     def fail(self, error: Exception) -> None:
         """Something unforeseen happened in the adapter: serve the reference and learn no more."""
@@ -216,6 +235,7 @@ class OnlineAdapter:
 
     def _take_up_changes(self) -> None:
         self._turns.apply(self._settings)
+        self._turns.take_up_withdrawals()
         if self._forgives:
             self._forgives = False
             self._turns.forgive()

@@ -22,6 +22,7 @@ from xmodal_seg.structures import Predictions
 
 Verdict = Literal["publish", "hold", "reject"]
 _LEAST_SHARE = 1e-6
+_WHERE = {"": "", "other_": "other conditions: ", "labelled_": "packaged frames: "}  # by the metrics' prefix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +98,11 @@ class Gate:
         reference: Mapping[str, torch.Tensor],
         probes: Sequence[ReferredFrame],
         other_probes: Sequence[ReferredFrame] = (),
+        compares_labelled: bool = False,
     ) -> Judgement:
         """Compare `values` with `reference` on held-out frames of the present and of other conditions.
 
+        With `compares_labelled` the packaged frames, which show what is true, stand in for held-out ones as well.
         Each group of frames must pass by itself, so that many easy frames cannot hide the few of another condition.
         """
         if not are_finite(values):
@@ -107,9 +110,10 @@ class Gate:
         metrics = {"distance": distance(values, reference)}
         rejecting: list[str] = []
         holding: list[str] = []
-        if metrics["distance"] > self._settings.max_distance:
+        if not metrics["distance"] <= self._settings.max_distance:
             rejecting.append(f"a weight moved by {metrics['distance']:.3g}, more than {self._settings.max_distance:g}")
-        for name, frames in (("", probes), ("other_", other_probes)):
+        stand_in = self._labelled if compares_labelled else ()
+        for name, frames in (("", probes), ("other_", other_probes), ("labelled_", stand_in)):
             if frames:
                 self._compare(self._tally(values, frames), name, metrics, rejecting, holding)
         if self._labelled:
@@ -122,7 +126,7 @@ class Gate:
     def _compare(
         self, tally: _Tally, prefix: str, metrics: dict[str, float], rejecting: list[str], holding: list[str]
     ) -> None:
-        """Add what the tally shows to the metrics and to the reasons."""
+        """Add what the tally shows to the metrics and to the reasons; a number that is none speaks against it."""
         settings = self._settings
         sure = tally.sure_agreeing / tally.sure if tally.sure else 1.0
         agreement = tally.agreeing / max(tally.points, 1)
@@ -136,16 +140,16 @@ class Gate:
                 f"{prefix}class_kept": kept,
             }
         )
-        where = "other conditions: " if prefix else ""
-        if sure < settings.reject_sure_agreement:
+        where = _WHERE[prefix]
+        if not sure >= settings.reject_sure_agreement:
             rejecting.append(f"{where}{100 * sure:.1f} % agreement where the reference is sure")
-        elif sure < settings.publish_sure_agreement:
+        elif not sure >= settings.publish_sure_agreement:
             holding.append(f"{where}{100 * sure:.1f} % agreement where the reference is sure")
-        if agreement < settings.min_agreement:
+        if not agreement >= settings.min_agreement:
             rejecting.append(f"{where}{100 * agreement:.1f} % agreement with the reference")
-        if marginal_kl > settings.max_marginal_kl:
+        if not marginal_kl <= settings.max_marginal_kl:
             rejecting.append(f"{where}shares of the classes moved by a KL of {marginal_kl:.3f}")
-        if kept < 1 - settings.max_class_loss:
+        if not kept >= 1 - settings.max_class_loss:
             rejecting.append(f"{where}a class kept only {100 * kept:.0f} % of its points")
 
     def _tally(self, values: Mapping[str, torch.Tensor], frames: Sequence[ReferredFrame]) -> _Tally:

@@ -60,7 +60,7 @@ class Learner:
         self.base = base
         self.learning_rate = settings.learning_rate
         self.accepted = 0  # steps since it was made
-        self.inherited = 0  # steps behind the values that it took up from disk
+        self.steps_behind = 0  # its values: since the reference, also those taken before a restart or a rollback
         self.since_reset = 0
         self.since_judged = 0
         self.rejected = 0
@@ -86,8 +86,9 @@ class Learner:
         """Copies of the values at the last step."""
         return {name: tensor.detach().clone() for name, tensor in self._live.items()}
 
-    def restart(self, values: Tensors) -> None:
-        """Go on from `values` with an optimiser that remembers nothing."""
+    def restart(self, values: Tensors, *, steps: int = 0) -> None:
+        """Go on from `values`, which have `steps` steps behind them, with an optimiser that remembers nothing."""
+        self.steps_behind = steps
         names = self._parameters.weights
         self._live: Tensors = {name: values[name].clone() for name in self.reference}
         self._average: Tensors = {name: values[name].clone() for name in names}
@@ -97,11 +98,11 @@ class Learner:
         self._usual_norms.clear()
         self.since_judged = 0
 
-    def strike(self, values: Tensors) -> None:
-        """Go back to `values` and on at half the rate."""
+    def strike(self, values: Tensors, *, steps: int = 0) -> None:
+        """Go back to `values`, which have `steps` steps behind them, and on at half the rate."""
         self.strikes += 1
         self.learning_rate /= 2
-        self.restart(values)
+        self.restart(values, steps=steps)
 
     def forgive(self) -> None:
         """No strikes and the full rate again."""
@@ -189,6 +190,7 @@ class Learner:
                 self._live[name].lerp_(self.reference[name], pull_back)
                 self._average[name].lerp_(self._live[name], 1 - decay)
         self.accepted += 1
+        self.steps_behind += 1
         self.since_reset += 1
         self.since_judged += 1
 

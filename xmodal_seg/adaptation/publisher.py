@@ -11,15 +11,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from xmodal_seg.adaptation.frames import Bin
 from xmodal_seg.adaptation.parameters import are_finite
 from xmodal_seg.inference import Segmenter
-from xmodal_seg.tensor_files import Tensors
+from xmodal_seg.tensor_files import Tensors, hash_tensors
 
 _KEPT_VERSIONS = 16
+_DIGITS = 8  # of the values' hash in a name
+
+
+class Term(NamedTuple):
+    """How often somebody has taken versions back; what was learned before the last time is not offered any more."""
+
+    resets: int
+    rollbacks: int  # in one bin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +36,22 @@ class Version:
     """Values that passed the gate."""
 
     bin: Bin
-    number: int  # counts up in its bin from 1
+    number: int  # counts up in its bin, over restarts where states are kept
     values: Tensors  # on the CPU, never written again
     metrics: dict[str, float]  # of the gate
+    digest: str  # SHA-256 of the values
     steps: int  # accepted ones behind it
 
     @property
     def name(self) -> str:
-        return f"{self.bin}.{self.number}"
+        """No two sets of values share one, in whatever drive or process they were learned."""
+        return f"{self.bin}.{self.number}-{self.digest[:_DIGITS]}"
 
 
 class Publisher:
-    """Versions by bin. `offer`, `roll_back` and `withdraw` may come from any thread, `serve` from that of inference.
+    """Versions by bin. `serve` belongs to the thread of inference, everything else may come from any thread.
+
+    `withdraw` is for the one that offers; `reset` and `roll_back` are for others, and end its term.
 
     Args:
         references: by bank, the deployed values of what adapts.
@@ -53,18 +66,46 @@ class Publisher:
         self._is_serving = True
         self._installed: dict[str, Version | None] = dict.fromkeys(references)  # of the inference thread alone
         self._last_number: dict[Bin, int] = {}
+        self._resets = 0
+        self._rollbacks: dict[Bin, int] = {}
         self.publications = 0
 
+    def term(self, bin: Bin) -> Term:
+        """Which one it is in the bin."""
+        with self._lock:
+            return self._term(bin)
+
     def offer(
-        self, bin: Bin, values: Mapping[str, torch.Tensor], *, metrics: Mapping[str, float], steps: int
-    ) -> Version:
-        """Put new values on offer; ValueError, and nothing offered, if one is not finite."""
+        self,
+        bin: Bin,
+        values: Mapping[str, torch.Tensor],
+        *,
+        metrics: Mapping[str, float],
+        steps: int,
+        term: Term | None = None,
+        number: int | None = None,
+    ) -> Version | None:
+        """Put new values on offer; ValueError, and nothing offered, if one is not finite.
+
+        Args:
+            bin: what they are for.
+            values: of what adapts.
+            metrics: of the gate.
+            steps: accepted ones behind them.
+            term: in which they were learned; None, and nothing offered, if it has ended. Not given: it does not matter.
+            number: of values that had one before a restart; not given: the next one.
+        """
         if not are_finite(values):
             raise ValueError(f"publish {bin}: expected finite weights, one is not a number")
+        kept = _frozen_copy(values)
+        digest = hash_tensors(kept)
         with self._lock:
-            number = self._last_number.get(bin, 0) + 1
-            self._last_number[bin] = number
-            version = Version(bin=bin, number=number, values=_frozen_copy(values), metrics=dict(metrics), steps=steps)
+            if term is not None and term != self._term(bin):
+                return None
+            last = self._last_number.get(bin, 0)
+            number = last + 1 if number is None else number
+            self._last_number[bin] = max(last, number)
+            version = Version(bin=bin, number=number, values=kept, digest=digest, metrics=dict(metrics), steps=steps)
             self._offered[bin] = (*self._offered.get(bin, ()), version)[-_KEPT_VERSIONS:]
             self.publications += 1
         return version
@@ -73,6 +114,11 @@ class Publisher:
         """What is on offer in the bin; None: the reference."""
         versions = self._offered.get(bin, ())
         return versions[-1] if versions else None
+
+    def offered(self) -> list[Version]:
+        """What is on offer in every bin that has something."""
+        with self._lock:
+            return [versions[-1] for versions in self._offered.values() if versions]
 
     def reference(self, bin: Bin) -> Tensors:
         """The deployed values of the bin's bank."""
@@ -92,7 +138,14 @@ class Publisher:
             if not self._offered.get(bin):
                 raise ValueError(f"rollback of {bin}: nothing was published, the reference is served already")
             self._offered[bin] = self._offered[bin][:-1]
-        return self.newest(bin)
+            self._rollbacks[bin] = self._rollbacks.get(bin, 0) + 1
+            return self.newest(bin)
+
+    def reset(self) -> None:
+        """Offer the reference everywhere again."""
+        with self._lock:
+            self._offered.clear()
+            self._resets += 1
 
     def withdraw(self, bin: Bin) -> None:
         """Offer the reference in this bin again."""
@@ -117,6 +170,9 @@ class Publisher:
     def installed(self, bank: str) -> Version | None:
         """What the inference thread installed last; None: the reference."""
         return self._installed[bank]
+
+    def _term(self, bin: Bin) -> Term:
+        return Term(resets=self._resets, rollbacks=self._rollbacks.get(bin, 0))
 
 
 def _frozen_copy(values: Mapping[str, torch.Tensor]) -> Tensors:

@@ -12,6 +12,7 @@ from xmodal_seg.config import Settings
 Mode = Literal["off", "select", "shadow", "on"]
 Scope = Literal["point_norms", "fusion_norms"]
 DYNAMIC: dict[str, Any] = {"dynamic": True}  # a node may change it while it runs
+LIBRARY_ONLY: dict[str, Any] = {"parameter": False}  # no node has what it is about
 
 # Below this lambda the 3D net teaches the fused head and the fused head teaches the 3D net: without an anchor the two
 # follow each other anywhere.
@@ -120,16 +121,23 @@ class GuardSettings(Settings):
         default=10, json_schema_extra=DYNAMIC, ge=0, description="good frames before learning goes on after any trouble"
     )
     deadline_ms: float = Field(
-        default=0.0, json_schema_extra=DYNAMIC, ge=0, description="p95 latency of inference above this pauses; 0: never"
+        default=0.0,
+        json_schema_extra=DYNAMIC,
+        ge=0,
+        description="p95 of the time in which a frame is labelled and published, what it waited before not counted; "
+        "above this learning pauses; 0: never",
     )
     min_movement_m: float = Field(
-        default=1.0, json_schema_extra=DYNAMIC, ge=0, description="where odometry is given: travelled since the last"
+        default=1.0,
+        json_schema_extra=LIBRARY_ONLY,
+        ge=0,
+        description="where odometry is given, which the nodes do not take: travelled since the last frame kept",
     )
     min_range_change: float = Field(
         default=0.02,
         json_schema_extra=DYNAMIC,
         ge=0,
-        description="without odometry: median relative change of the sweep's ranges",
+        description="movement since the last frame kept: median relative change of the sweep's ranges",
     )
     parked_after_s: float = Field(
         default=5.0, json_schema_extra=DYNAMIC, ge=0, description="without movement since the last frame that was kept"

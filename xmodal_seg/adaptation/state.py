@@ -3,6 +3,7 @@
 
     <folder>/<parent hash>/<bin>/generation_<number>.json          says what it is; written last
     <folder>/<parent hash>/<bin>/values_<number>.<hash>.safetensors  the adapted values alone
+    <folder>/removed.json                                          while generations are being taken away
 
 Every file is written under another name, flushed and renamed, so that a process that dies at any moment leaves the
 former generation whole and at most a file that nothing names.
@@ -22,6 +23,7 @@ import torch
 
 from xmodal_seg.adaptation.frames import Bin
 from xmodal_seg.adaptation.parameters import are_finite
+from xmodal_seg.adaptation.removals import Removals
 from xmodal_seg.tensor_files import Tensors, check_tensors, read_tensors, write_tensors, write_text
 
 FORMAT = 1
@@ -38,7 +40,13 @@ class Generation:
     values: Tensors
     steps: int
     metrics: dict[str, float]
-    facts: dict[str, Any]  # whatever else was saved: lambda, learning rate
+    facts: dict[str, Any]  # whatever else was saved: name and number of the version, lambda
+
+    @property
+    def version_number(self) -> int | None:
+        """That of the version that it holds; None where it was not written down."""
+        number = self.facts.get("number")
+        return number if isinstance(number, int) else None
 
 
 class StateStore:
@@ -52,6 +60,7 @@ class StateStore:
 
     def __init__(self, *, folder: Path, parent: str, keep: int) -> None:
         self._folder = folder / parent[:_DIGITS]
+        self._removals = Removals(folder=folder)
         self._parent = parent
         self._keep = keep
 
@@ -66,10 +75,12 @@ class StateStore:
     ) -> int:
         """Write the next generation and return its number; older ones beyond `keep` go.
 
-        Raises ValueError for values that are not finite, OSError where the disk refuses.
+        Raises ValueError for values that are not finite and for a list of removals that cannot be read, OSError where
+        the disk refuses.
         """
         if not are_finite(values):
             raise ValueError(f"state of {bin}: expected finite values, one is not a number")
+        self._removals.finish()  # else the new generation might have the number of one that is to go
         folder = self._folder_of(bin)
         folder.mkdir(parents=True, exist_ok=True)
         number = max(self._numbers(folder), default=0) + 1
@@ -85,29 +96,39 @@ class StateStore:
             "facts": dict(facts or {}),
             "values": entry,
         }
-        write_text(
-            folder / f"generation_{number:06d}.json", json.dumps({**index, "hash": _hash(index)}, indent=1) + "\n"
-        )
+        write_text(_index(folder, number), json.dumps({**index, "hash": _hash(index)}, indent=1) + "\n")
         self._tidy(folder)
         return number
 
     def generations(self, bin: Bin, *, expected: Mapping[str, torch.Tensor]) -> tuple[list[Generation], list[str]]:
         """Every generation that is whole and fits, newest first, and a sentence for each that is not.
 
-        `expected` gives names and shapes of what adapts.
+        `expected` gives names and shapes of what adapts. Nothing is taken from a folder whose list of removals cannot
+        be read: any generation might be on it.
         """
         folder = self._folder_of(bin)
         found: list[Generation] = []
         notes: list[str] = []
+        try:
+            gone = self._removals.pending()
+        except ValueError as error:
+            return [], [f"the states of {bin} are left out: {error}"]
         for number in sorted(self._numbers(folder), reverse=True):
+            if _index(folder, number) in gone:
+                continue
             try:
                 found.append(self._read(folder, number, bin=bin, expected=expected))
             except ValueError as error:
                 notes.append(f"generation {number} of {bin} is left out: {error}")
         return found, notes
 
+    def indexes(self, bin: Bin | None = None, *, after: int = 0) -> list[Path]:
+        """The files that say what each generation is: of a bin, those with a number above `after`, or of all bins."""
+        folders = [path for path in self._folder.glob("*") if path.is_dir()] if bin is None else [self._folder_of(bin)]
+        return [_index(folder, number) for folder in folders for number in self._numbers(folder) if number > after]
+
     def _read(self, folder: Path, number: int, *, bin: Bin, expected: Mapping[str, torch.Tensor]) -> Generation:
-        path = folder / f"generation_{number:06d}.json"
+        path = _index(folder, number)
         index = _read_index(path)
         if index["parent"] != self._parent:
             raise ValueError(f"{path}: it belongs to other weights ({index['parent'][:_DIGITS]})")
@@ -136,7 +157,7 @@ class StateStore:
         kept = {*numbers[-self._keep :], *self._best(folder, numbers)}
         for number in numbers:
             if number not in kept:
-                (folder / f"generation_{number:06d}.json").unlink()
+                _index(folder, number).unlink()
         named = {f"values_{number:06d}" for number in kept}
         for path in [*folder.glob("values_*.safetensors"), *folder.glob(".*.tmp")]:
             if path.name.split(".")[0] not in named:
@@ -147,11 +168,15 @@ class StateStore:
         scores: dict[int, float] = {}
         for number in numbers:
             try:
-                metrics = _read_index(folder / f"generation_{number:06d}.json")["metrics"]
+                metrics = _read_index(_index(folder, number))["metrics"]
             except ValueError:
                 continue  # damaged: it is no candidate, and it is reported when it is read at start
             scores[number] = metrics.get("sure_agreement", 0.0)
         return [max(scores, key=lambda number: (scores[number], number))] if scores else []
+
+
+def _index(folder: Path, number: int) -> Path:
+    return folder / f"generation_{number:06d}.json"
 
 
 def _read_index(path: Path) -> dict[str, Any]:

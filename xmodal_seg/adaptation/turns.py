@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
+from xmodal_seg.adaptation.archive import Archive
 from xmodal_seg.adaptation.bank_parts import BankParts
 from xmodal_seg.adaptation.events import EventLog
 from xmodal_seg.adaptation.frames import Bin, ReferredFrame, reference_predictions, referred
@@ -15,14 +16,17 @@ from xmodal_seg.adaptation.intake import Arrival, Intake
 from xmodal_seg.adaptation.learner import Learner, StepReport
 from xmodal_seg.adaptation.memory import FrameMemory
 from xmodal_seg.adaptation.parameters import are_finite
-from xmodal_seg.adaptation.publisher import Publisher
+from xmodal_seg.adaptation.publisher import Publisher, Term, Version
 from xmodal_seg.adaptation.settings import AdaptationSettings
-from xmodal_seg.adaptation.state import Generation, StateStore
+from xmodal_seg.adaptation.state import Generation
 from xmodal_seg.tensor_files import Tensors
 
 
 class Turns:
-    """Memory, learners and judgements of all bins. Not thread-safe.
+    """Memory, learners and judgements of all bins. Not thread-safe, but for `save`.
+
+    Others may take versions back at the publisher while a turn lasts: it ends with the step that it is in, offers
+    nothing more, and `take_up_withdrawals` before the next one lets its learner follow.
 
     `gave_up` becomes True after too many strikes: the owner is to stop serving what was learned.
     """
@@ -31,8 +35,8 @@ class Turns:
         self,
         *,
         parts: Mapping[str, BankParts],
-        stores: Mapping[str, StateStore],
         publisher: Publisher,
+        archive: Archive,
         settings: AdaptationSettings,
         device: torch.device,
         events: EventLog,
@@ -44,12 +48,13 @@ class Turns:
         self.last_judgement: Judgement | None = None
         self.gave_up = False
         self._parts = parts
-        self._stores = stores
         self._publisher = publisher
+        self._archive = archive
         self._settings = settings
         self._device = device
         self._events = events
         self._breathe = breathe
+        self._terms: dict[Bin, Term] = {}  # in which each learner's values belong
         self._untried: dict[Bin, list[Generation]] = {}  # the first is taken up from disk and not judged yet
         self._generator = torch.Generator().manual_seed(settings.seed + 1)
 
@@ -63,6 +68,16 @@ class Turns:
         """No strikes in any bin."""
         for learner in self.learners.values():
             learner.forgive()
+
+    def take_up_withdrawals(self) -> None:
+        """Let every learner go on from what is on offer, where others have taken something back."""
+        for bin, learner in self.learners.items():
+            term, former = self._publisher.term(bin), self._terms[bin]
+            if term.resets != former.resets:
+                self._back_to_reference(learner)
+            elif term != former:
+                self._back_to_offered(learner)
+            self._terms[bin] = term
 
     def take_in(self, arrival: Arrival, intake: Intake) -> None:
         """Let the reference speak about a frame that was set aside and, unless its sensors disagree, remember it."""
@@ -80,10 +95,12 @@ class Turns:
         """The steps of one turn, with the judgements that fall due; none while there are too few frames."""
         self.gave_up = False
         learner = self._learner(bin)
-        while bin in self._untried and self._can_judge(bin):
+        while bin in self._untried and self._can_judge(bin) and not self._is_over(bin):
             self._judge(bin)
         reports: list[StepReport] = []
-        while len(reports) < self._settings.steps_per_turn and self.memory.is_ready(bin) and not self.gave_up:
+        while len(reports) < self._settings.steps_per_turn and self.memory.is_ready(bin):
+            if self.gave_up or self._is_over(bin):
+                break
             reports.append(self._step(learner))
             if learner.since_judged >= self._settings.gate.every_steps and self._can_judge(bin):
                 self._judge(bin)
@@ -93,34 +110,21 @@ class Turns:
 
     def reset(self, bin: Bin, *, why: str) -> None:
         """Learn on from the reference, and offer it."""
-        learner = self.learners[bin]
-        learner.forgive()
-        learner.restart(learner.reference)
-        learner.since_reset = 0
-        self._untried.pop(bin, None)
-        self._publisher.withdraw(bin)
+        self._back_to_reference(self.learners[bin])
+        self._withdraw([bin])
         self._events.add("reset", f"{bin}: back to the reference ({why})")
 
-    def rollback(self, bin: Bin) -> str:
-        """Offer the version before the newest one, and learn on from it; ValueError where nothing was published."""
-        version = self._publisher.roll_back(bin)
-        if bin in self.learners:
-            self.learners[bin].restart(self._offered(bin))
-        name = "reference" if version is None else version.name
-        self._events.add("rolled_back", f"{bin}: {name} is on offer")
-        return name
+    def save(self, version: Version) -> str | None:
+        """Write a version; a sentence about it, None where it is on offer no more. May be called from any thread.
 
-    def save(self, bin: Bin) -> str:
-        """Write what is on offer; a sentence about it."""
-        version = self._publisher.newest(bin)
-        assert version is not None, "there is something to save"
+        Raises as `Archive.save`.
+        """
         step = self.last_step
-        facts = {"version": version.name, "guidance": None if step is None else step.guidance}
-        number = self._stores[bin.bank].save(
-            bin, version.values, steps=version.steps, metrics=version.metrics, facts=facts
-        )
-        self._events.add("saved", f"{version.name} as generation {number} of {bin}")
-        return f"{version.name}: generation {number} of {bin}"
+        number = self._archive.save(version, facts={"guidance": None if step is None else step.guidance})
+        if number is None:
+            return None
+        self._events.add("saved", f"{version.name} as generation {number} of {version.bin}")
+        return f"{version.name}: generation {number} of {version.bin}"
 
     def _step(self, learner: Learner) -> StepReport:
         drawn = self.memory.draw(learner.bin, self._settings.step.num_frames, generator=self._generator)
@@ -142,6 +146,7 @@ class Turns:
         def guidance(frame: ReferredFrame) -> torch.Tensor:
             return parts.guidance(frame, settings=self._settings)
 
+        self._terms[bin] = self._publisher.term(bin)  # before the disk is read
         learner = Learner(
             base=parts.base,
             parameters=parts.parameters,
@@ -151,12 +156,11 @@ class Turns:
             breathe=self._breathe,
         )
         self.learners[bin] = learner
-        if bin.bank in self._stores:
-            self._restore(learner, self._stores[bin.bank])
+        self._restore(learner)
         return learner
 
-    def _restore(self, learner: Learner, store: StateStore) -> None:
-        generations, notes = store.generations(learner.bin, expected=learner.reference)
+    def _restore(self, learner: Learner) -> None:
+        generations, notes = self._archive.generations(learner.bin, expected=learner.reference)
         for note in notes:
             self._events.add("state_damaged", note)
         if generations:
@@ -165,16 +169,22 @@ class Turns:
     def _take_up(self, learner: Learner, generations: list[Generation]) -> None:
         """Learn on from the first; the older ones wait, should the gate refuse it."""
         newest = generations[0]
-        learner.restart({name: value.to(self._device) for name, value in newest.values.items()})
-        learner.inherited = newest.steps
+        learner.restart(self._on_device(newest.values), steps=newest.steps)
         self._untried[learner.bin] = generations
         text = f"{learner.bin}: generation {newest.number} ({newest.steps} steps), to be judged before it serves"
         self._events.add("restored", text)
 
+    def _is_over(self, bin: Bin) -> bool:
+        """Whether somebody has taken back what the present turn goes on from."""
+        return self._publisher.term(bin) != self._terms[bin]
+
     def _can_judge(self, bin: Bin) -> bool:
         """What came from disk may be judged by packaged frames alone, before the drive has given any."""
         has_labelled = bin in self._untried and self._parts[bin.bank].gate.has_labelled
-        return has_labelled or self.memory.num_probes(bin) >= self._settings.memory.min_probes
+        return has_labelled or self._has_probes(bin)
+
+    def _has_probes(self, bin: Bin) -> bool:
+        return self.memory.num_probes(bin) >= self._settings.memory.min_probes
 
     def _judge(self, bin: Bin) -> None:
         """Ask the gate about the candidate, and do as it says."""
@@ -184,11 +194,14 @@ class Turns:
             judgement = self._ask(bin, values)
         else:
             judgement = Judgement(verdict="publish", reasons=(), metrics={}) if are_finite(values) else NOT_FINITE
+        if self._is_over(bin):
+            return
         self.last_judgement = judgement
         learner.since_judged = 0
         restored = self._untried.pop(bin, [])
         if judgement.verdict == "publish":
-            self._publish(learner, values, judgement)
+            is_unchanged = bool(restored) and learner.steps_behind == restored[0].steps
+            self._publish(learner, values, judgement, generation=restored[0] if is_unchanged else None)
         elif judgement.verdict == "hold":
             self._events.add("held", f"{bin}: {'; '.join(judgement.reasons)}")
         elif len(restored) > 1:
@@ -204,30 +217,46 @@ class Turns:
             reference=parts.reference,
             probes=self.memory.probes(bin),
             other_probes=self.memory.other_probes(bin),
+            compares_labelled=not self._has_probes(bin),
         )
 
-    def _publish(self, learner: Learner, values: Tensors, judgement: Judgement) -> None:
-        bin, steps = learner.bin, learner.inherited + learner.accepted
-        version = self._publisher.offer(bin, values, metrics=judgement.metrics, steps=steps)
+    def _publish(
+        self, learner: Learner, values: Tensors, judgement: Judgement, *, generation: Generation | None
+    ) -> None:
+        """Offer the values, and keep them on disk; `generation` is what holds them there already."""
+        bin = learner.bin
+        version = self._publisher.offer(
+            bin,
+            values,
+            metrics=judgement.metrics,
+            steps=learner.steps_behind,
+            term=self._terms[bin],
+            number=None if generation is None else generation.version_number,
+        )
+        if version is None:
+            return
         self._events.add("published", f"{version.name} after {version.steps} steps")
         every = self._settings.state.save_every_publications
-        if self._stores and every and version.number % every == 0:
+        if generation is not None:
+            self._archive.restored(version, generation)
+        elif self._archive.is_kept and every and version.number % every == 0:
             try:
-                self.save(bin)
-            except OSError as error:  # a full disk must not end the learning
+                self.save(version)
+            except (OSError, ValueError) as error:  # a full or damaged disk must not end the learning
                 self._events.add("state_failed", f"{bin}: {error}")
 
     def _strike(self, learner: Learner, judgement: Judgement) -> None:
         """Back to what is on offer, or to the reference where that fails by now as well, at half the rate."""
         bin = learner.bin
         self._events.add("rejected", f"{bin}: {'; '.join(judgement.reasons)}")
-        if self._publisher.newest(bin) is not None and self._ask(bin, self._offered(bin)).verdict == "reject":
-            self._publisher.withdraw(bin)
+        offered = self._publisher.newest(bin)
+        if offered is not None and self._ask(bin, self._on_device(offered.values)).verdict == "reject":
+            self._withdraw([bin])
             self._events.add("rolled_back", f"{bin}: what was served fails as well, the reference is on offer")
-        learner.strike(self._offered(bin))
+        values, steps = self._offered(learner)
+        learner.strike(values, steps=steps)
         if learner.strikes >= self._settings.max_strikes:
-            for each in self.learners:
-                self._publisher.withdraw(each)
+            self._withdraw(list(self.learners))
             learner.forgive()
             learner.restart(learner.reference)
             self.gave_up = True
@@ -235,5 +264,29 @@ class Turns:
                 "gave_up", f"{bin}: {self._settings.max_strikes} strikes, the reference serves from now on"
             )
 
-    def _offered(self, bin: Bin) -> Tensors:
-        return {name: value.to(self._device) for name, value in self._publisher.values(bin).items()}
+    def _back_to_reference(self, learner: Learner) -> None:
+        learner.forgive()
+        learner.restart(learner.reference)
+        learner.since_reset = 0
+        self._untried.pop(learner.bin, None)
+
+    def _back_to_offered(self, learner: Learner) -> None:
+        values, steps = self._offered(learner)
+        learner.restart(values, steps=steps)
+
+    def _withdraw(self, bins: Sequence[Bin]) -> None:
+        """Offer the reference in these bins, after a restart too."""
+        for bin in bins:
+            self._publisher.withdraw(bin)
+        try:
+            self._archive.remove(bins)
+        except (OSError, ValueError) as error:
+            self._events.add("state_failed", f"{', '.join(map(str, bins))}: {error}")
+
+    def _offered(self, learner: Learner) -> tuple[Tensors, int]:
+        """What is on offer in the learner's bin, and the steps behind it."""
+        version = self._publisher.newest(learner.bin)
+        return (learner.reference, 0) if version is None else (self._on_device(version.values), version.steps)
+
+    def _on_device(self, values: Tensors) -> Tensors:
+        return {name: value.to(self._device) for name, value in values.items()}

@@ -25,8 +25,8 @@ _QUIET = ("paused", "resumed", "step_rejected", "held")  # they come often; the 
 class AdaptationLink:
     """An adapter with its thread, or the sentence that says why the model has none.
 
-    `serve` and `observe` belong to the thread that infers; the rest may be called from any other, and only
-    `stop` and what is called on `adapter` may wait.
+    `serve` and `observe` belong to the thread that infers; the rest may be called from any other. Only `stop` may wait
+    for a turn to end; `reset`, `rollback` and `save` of the adapter may wait for the disk.
 
     Args:
         segmenter: holds the deployed weights still.
@@ -106,7 +106,7 @@ class AdaptationLink:
     def observe(
         self, frame: Frame, labelled: LabelledFrame, *, lights: Mapping[str, CameraLight], latency_ms: float
     ) -> None:
-        """After a frame, when its result is on its way."""
+        """After a frame, when its result is on its way; `latency_ms`: since its messages were taken up, in work."""
         if self._adapter is None:
             return
         try:

@@ -28,7 +28,7 @@ class AdaptationServices:
 
     def __init__(self, *, node: Node, adapter: Callable[[], OnlineAdapter], enable: Callable[[], None]) -> None:
         self._node, self._adapter, self._enable = node, adapter, enable
-        # A group of their own: while one of them waits for the adapter, the node's other callbacks go on.
+        # A group of their own: while one of them waits for the disk, the node's other callbacks go on.
         group = MutuallyExclusiveCallbackGroup()
         node.create_service(SetBool, "~/adaptation/enable", self._answer_enable, callback_group=group)
         node.create_service(Trigger, "~/adaptation/reset", self._answer_reset, callback_group=group)
@@ -64,7 +64,7 @@ class AdaptationServices:
 
 
 class _Beside:
-    """Runs `act` in a thread and can be awaited: it waits for a turn of the adapter, and sweeps must not."""
+    """Runs `act` in a thread and can be awaited: it may wait for the disk, and sweeps must not."""
 
     def __init__(self, act: Callable[[], str]) -> None:
         self.success = False

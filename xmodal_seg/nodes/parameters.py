@@ -4,7 +4,7 @@
 A field becomes a parameter of the same name; the fields of a nested Settings class become `outer.inner`. Fields are
 bool, int, float, str, Literal, `str | None` ('' means None), and lists or tuples of those (a list that is not set is
 empty: ROS has no typed empty list). `ge`, `gt`, `le` and `lt` become ranges. A parameter is read-only unless its field
-says `json_schema_extra={"dynamic": True}`.
+says `json_schema_extra={"dynamic": True}`; a field that says `{"parameter": False}` is none and keeps its default.
 """
 
 from __future__ import annotations
@@ -226,6 +226,8 @@ def _leaves(cls: type[Settings], path: tuple[str, ...] = (), defaults: Any = Non
         is_required = defaults is None and field.is_required()
         if isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
             yield from _leaves(field.annotation, (*path, name), None if is_required else default)
+            continue
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("parameter") is False:
             continue
         element, is_array, choices = _kind(field.annotation, f"{cls.__name__}.{name}")
         yield _Leaf(
