@@ -149,6 +149,30 @@ def test_weights_that_are_no_numbers_are_rejected(bad: float) -> None:
     assert (judgement.verdict, judgement.reasons) == ("reject", ("a weight is not a number",))
 
 
+def test_predictions_that_are_no_numbers_are_rejected_though_every_weight_is_one() -> None:
+    values = {name: torch.full_like(value, 3e38) for name, value in REFERENCE.items()}
+    with torch.no_grad():
+        assert not torch.isfinite(predict(BASE, values, PROBES[0].sample).ensemble()).all()
+
+    judgement = make_gate(**EASY).judge(values, reference=REFERENCE, probes=PROBES)
+
+    assert judgement.verdict == "reject"
+    assert any("a KL of nan" in reason for reason in judgement.reasons)
+
+
+def test_packaged_frames_stand_in_for_held_out_ones() -> None:
+    values = shifted(0.7)
+    gate = make_gate(**{**EASY, "min_agreement": 1.0})
+    assert gate.judge(values, reference=REFERENCE, probes=()).verdict == "publish"
+
+    judgement = gate.judge(values, reference=REFERENCE, probes=(), compares_labelled=True)
+
+    assert judgement.verdict == "reject"
+    assert judgement.reasons[0].startswith("packaged frames: ")
+    same = gate.judge(REFERENCE, reference=REFERENCE, probes=(), compares_labelled=True)
+    assert (same.verdict, same.metrics["labelled_agreement"]) == ("publish", 1)
+
+
 def test_it_works_without_packaged_frames_and_refuses_unlabelled_ones() -> None:
     gate = make_gate(labelled=[])
     assert not gate.has_labelled

@@ -144,10 +144,11 @@ def test_a_name_cannot_leave_the_folder(tmp_path: Path) -> None:
         store.save(Bin(bank="../x", condition="day"), values_of(1), steps=1, metrics={})
 
 
-def test_killed_in_the_middle_of_a_save() -> None:
+@pytest.mark.parametrize("options", [[], ["--removing"]])
+def test_killed_in_the_middle_of_a_save_or_a_removal(options: list[str]) -> None:
     program = Path(__file__).with_name("kill_during_save.py")
     result = subprocess.run(
-        [sys.executable, str(program), "--rounds", "40"], capture_output=True, text=True, check=False
+        [sys.executable, str(program), "--rounds", "40", *options], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "40 kills" in result.stdout
