@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -221,10 +222,12 @@ def test_a_restart_takes_up_the_newest_whole_state_and_judges_it_first(tmp_path:
     second.go(3)
 
     assert second.events("restored")[0].text.endswith("to be judged before it serves")
-    assert second.events("published")[0].text == f"default-day.1 after {steps} steps"
-    assert second.versions == [VERSION, VERSION, f"{VERSION}+default-day.1"] or second.state() == saved
+    name = first.adapter.status().version
+    assert second.events("published")[0].text == f"{name} after {steps} steps"
     second.adapter.serve(second.segmenter)
     assert second.state() == saved
+    assert second.segmenter.model_version == f"{VERSION}+{name}"
+    assert not second.events("saved")  # it is on disk already
 
 
 def test_a_damaged_state_is_told_and_the_older_one_taken(tmp_path: Path) -> None:
@@ -256,7 +259,7 @@ def test_where_the_gate_refuses_the_newest_state_an_older_one_serves(tmp_path: P
     first = Drive(state_folder=tmp_path)
     first.go(24)
     bin = first.adapter._intake.bin
-    store = first.adapter._stores["default"]
+    store = first.adapter._archive._stores["default"]
     good = {name: value.clone() for name, value in first.adapter._publisher.newest(bin).values.items()}
     broken = {name: value + 2.0 for name, value in good.items()}
     numbers = [store.save(bin, broken, steps=77, metrics={}) for _ in range(2)]
@@ -271,6 +274,226 @@ def test_where_the_gate_refuses_the_newest_state_an_older_one_serves(tmp_path: P
     second.adapter.serve(second.segmenter)
     assert second.state() == first.state()
     assert second.adapter.status().strikes == 0
+
+
+class Restarted:
+    """A drive that keeps states, and what a restart makes of it; the gate has packaged frames to judge them by."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.folder = folder
+        self.drive = Drive(state_folder=folder, **settings)
+
+    def again(self, **settings: Any) -> Drive:
+        """One that takes up what there is, and learns nothing."""
+        return Drive(state_folder=self.folder, labelled=HELD_OUT[:3], memory={"min_frames": 99}, **settings)
+
+    def serves_the_shipped_weights(self) -> bool:
+        """After a restart, whatever was saved before."""
+        second = self.again()
+        second.go(3)
+        second.adapter.serve(second.segmenter)
+        return second.state() == second.deployed and not second.events("restored")
+
+
+def test_a_reset_outlives_a_restart(tmp_path: Path) -> None:
+    world = Restarted(tmp_path)
+    world.drive.go(24)
+    assert not world.serves_the_shipped_weights()
+    world.drive.adapter.reset()
+    assert world.serves_the_shipped_weights()
+
+
+def test_a_reset_reaches_banks_that_have_not_served_yet(tmp_path: Path) -> None:
+    first = Drive(banks=("day", "night"), state_folder=tmp_path)
+    first.segmenter.use_bank("night")
+    first.go(20, lights=NIGHT)
+    assert first.events("saved")
+
+    second = Drive(banks=("day", "night"), state_folder=tmp_path, labelled=HELD_OUT[:3])
+    second.go(1)
+    second.adapter.reset()
+    second.segmenter.use_bank("night")
+    deployed = second.state()
+    second.go(4, lights=NIGHT)
+    second.adapter.serve(second.segmenter)
+
+    assert not second.events("restored")
+    assert second.state() == deployed
+
+
+def test_a_rollback_outlives_a_restart(tmp_path: Path) -> None:
+    world = Restarted(tmp_path)
+    world.drive.go(24)
+    name = world.drive.adapter.rollback()
+    world.drive.adapter.serve(world.drive.segmenter)
+    second = world.again()
+    second.go(3)
+    second.adapter.serve(second.segmenter)
+    assert second.state() == world.drive.state() != second.deployed
+    assert second.segmenter.model_version == f"{VERSION}+{name}"
+    assert second.adapter.rollback() == "reference"
+    assert world.serves_the_shipped_weights()
+
+
+def test_giving_up_outlives_a_restart(tmp_path: Path) -> None:
+    world = Restarted(tmp_path, max_strikes=1)
+    world.drive.go(24)
+    assert world.drive.events("saved")
+    world.drive.adapter.apply(make_settings(max_strikes=1, gate={"every_steps": 5, "min_agreement": 1.0}))
+    (learner,) = world.drive.adapter._turns.learners.values()
+    learner.restart({name: value + 2.0 for name, value in learner.reference.items()})
+    world.drive.go(7)
+    assert world.drive.events("gave_up")
+    assert world.serves_the_shipped_weights()
+
+
+def test_a_periodic_reset_outlives_a_restart(tmp_path: Path) -> None:
+    world = Restarted(tmp_path, reset_every_steps=12)
+    while not world.drive.events("reset"):
+        world.drive.go(1)
+    assert world.drive.events("saved")
+    assert world.serves_the_shipped_weights()
+
+
+def test_where_the_disk_refuses_a_reset_it_is_said(tmp_path: Path) -> None:
+    drive = Drive(state_folder=tmp_path)
+    drive.go(16)
+    (tmp_path / "removed.json").write_text("{")
+    for act in (drive.adapter.rollback, drive.adapter.reset):
+        with pytest.raises(ValueError, match=r"is on offer, but what was saved is not removed: .*damaged"):
+            act()
+    drive.adapter.serve(drive.segmenter)
+    assert drive.state() == drive.deployed
+
+
+def test_names_go_on_after_a_restart_and_belong_to_their_values(tmp_path: Path) -> None:
+    first = Drive(state_folder=tmp_path)
+    first.go(24)
+    second = Drive(state_folder=tmp_path, labelled=HELD_OUT[:3], seed=5)
+    second.go(24)
+    names = [event.text.split()[0] for drive in (first, second) for event in drive.events("published")]
+    number = len(first.events("published"))
+    assert names[number] == names[number - 1]  # taken up
+    assert len(set(names)) == len(names) - 1
+    assert [int(name.split(".")[1].split("-")[0]) for name in names[number:]] == list(range(number, len(names)))
+
+
+def test_a_state_is_not_judged_by_the_truth_of_the_packaged_frames_alone(tmp_path: Path) -> None:
+    """Without frames held out, what it says of the packaged ones is compared with the reference as well."""
+    first = Drive(state_folder=tmp_path)
+    first.go(24)
+    bin = first.adapter._intake.bin
+    moved = {name: value + 0.4 for name, value in first.adapter._publisher.values(bin).items()}
+    first.adapter.reset()
+    first.adapter._archive._stores["default"].save(bin, moved, steps=77, metrics={})
+    easy = {"max_labelled_loss": 100.0, "max_distance": 9.0, "every_steps": 5}
+
+    second = Drive(state_folder=tmp_path, labelled=HELD_OUT[:3], memory={"min_frames": 99}, gate=easy)
+    second.go(2)
+
+    assert "packaged frames: " in second.events("rejected")[0].text
+    second.adapter.serve(second.segmenter)
+    assert second.state() == second.deployed
+
+
+def test_a_version_counts_the_steps_behind_it(tmp_path: Path) -> None:
+    drive = Drive(state_folder=tmp_path)
+    drive.go(16)
+    (learner,) = drive.adapter._turns.learners.values()
+    before = [version.steps for version in drive.adapter._publisher._offered[learner.bin]]
+    assert before == [5, 10]
+    drive.adapter.rollback()
+    drive.go(6)
+    assert drive.events("published")[-1].text.endswith(" after 10 steps")  # 5 of the older one, 5 more
+    drive.adapter.reset()
+    drive.go(6)
+    assert drive.events("published")[-1].text.endswith(" after 5 steps")
+    accepted = drive.adapter.status().steps
+    assert accepted > 20
+
+    second = Drive(state_folder=tmp_path, labelled=HELD_OUT[:3])
+    second.go(12)
+    assert [event.text.split(" after ")[1] for event in second.events("published")][:2] == ["5 steps", "10 steps"]
+    second.adapter.reset()
+    second.go(6)
+    assert second.events("published")[-1].text.endswith(" after 5 steps")
+
+
+class HeldTurn:
+    """A drive whose adapter is in the middle of a turn, and stays there while inference has the processor."""
+
+    def __init__(self, drive: Drive, *, after: int) -> None:
+        self.drive = drive
+        self.goes_on, self.is_in = threading.Event(), threading.Event()
+        self._left = after
+        drive.adapter.before_forward = self._wait
+        self._thread = threading.Thread(target=drive.adapter.step_if_due, daemon=True)
+        frame = stream_frame(drive.number)
+        drive.adapter.observe(frame, drive.segmenter.predict(frame, keep=True), lights=DAY)
+        drive.number += 1
+        self._thread.start()
+        assert self.is_in.wait(20)
+
+    def end(self) -> None:
+        self.goes_on.set()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+        self.drive.adapter.before_forward = None
+
+    def _wait(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            self.is_in.set()
+            assert self.goes_on.wait(20)
+
+
+def in_time(act: Callable[[], Any]) -> Any:
+    """What it returns; an AssertionError if it waits for something that does not come."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(act()), daemon=True)
+    thread.start()
+    thread.join(5)
+    assert not thread.is_alive(), "it waits for the turn"
+    return found[0]
+
+
+@pytest.mark.parametrize("after", [0, 1, 13, 24])
+def test_what_is_taken_back_in_the_middle_of_a_turn_stays_away(tmp_path: Path, after: int) -> None:
+    """A turn of many steps and judgements is held at some forward pass; nobody waits for it."""
+    drive = Drive(state_folder=tmp_path, steps_per_turn=12, step={"num_frames": 1})
+    drive.go(7)
+    published = drive.adapter.status().publications
+    assert published >= 4
+    turn = HeldTurn(drive, after=after)
+    version = drive.adapter.status().version
+    assert in_time(drive.adapter.save) == [f"{version}: generation {len(drive.events('saved'))} of default-day"]
+    older = in_time(drive.adapter.rollback)
+    assert drive.adapter.status().version == older != version
+    in_time(drive.adapter.reset)
+    drive.adapter.serve(drive.segmenter)
+    assert drive.state() == drive.deployed
+
+    before = drive.adapter.status().publications
+    turn.end()
+
+    assert drive.adapter.status().publications == before
+    assert drive.adapter.status().version == "reference"
+    assert list(tmp_path.rglob("generation_*")) == []
+    drive.go(1)
+    assert drive.events("published")[-1].text.endswith(" after 10 steps")  # of the reference, in one turn
+
+
+def test_a_rollback_in_the_middle_of_a_turn_learns_on_from_the_older_version() -> None:
+    drive = Drive(steps_per_turn=12, step={"num_frames": 1})
+    drive.go(7)
+    turn = HeldTurn(drive, after=3)
+    older = in_time(drive.adapter.rollback)
+    turn.end()
+    assert drive.adapter.status().version == older
+    bin = drive.adapter._intake.bin
+    steps, number = drive.adapter._publisher.newest(bin).steps, len(drive.events("published"))
+    drive.go(1)
+    assert drive.events("published")[number].text.endswith(f" after {steps + 5} steps")
 
 
 def test_a_full_disk_does_not_end_the_learning(tmp_path: Path) -> None:

@@ -224,9 +224,9 @@ def test_a_failing_adapter_leaves_the_node_serving_and_can_be_enabled_again(driv
     assert node.ask("enable", data=True).success  # again, in the mode that it has
 
 
-def test_sweeps_go_on_while_a_service_waits_for_a_turn(drive: Callable[..., Drive]) -> None:
-    node = drive(**{"adaptation.mode": "shadow"}).begin()
-    node.go_until(lambda values: int(values["steps"]) >= 1)
+def test_sweeps_go_on_and_services_answer_while_a_turn_lasts(drive: Callable[..., Drive], tmp_path: Path) -> None:
+    node = drive(**{"adaptation.mode": "shadow", "adaptation.state_folder": str(tmp_path)}).begin()
+    node.go_until(lambda values: int(values["publications"]) >= 2)
     adapter = node.node._require_configured().adaptation.adapter
     goes_on, is_in = threading.Event(), threading.Event()
 
@@ -236,15 +236,27 @@ def test_sweeps_go_on_while_a_service_waits_for_a_turn(drive: Callable[..., Driv
 
     adapter.before_forward = wait
     node.go_until(lambda _: is_in.is_set())
-    answer = node.others["reset"].call_async(Trigger.Request())
     for _ in range(5):
         node.go()
+    assert node.ask("save").success
+    assert node.ask("rollback").message.endswith(" is on offer")
+    assert node.ask("reset").message == "back to the reference"
+    assert list(tmp_path.rglob("generation_*.json")) == []
     assert node.node.set_parameters([Parameter("adaptation.mode", value="off")])[0].successful
     assert node.wait_for_state("off")
-    assert not answer.done()
+    assert node.values()["version"] == "reference"
     goes_on.set()
-    node.spin_until(answer.done, "the answer")
-    assert answer.result().message == "back to the reference"
+
+
+def test_services_answer_while_the_processor_is_never_free(drive: Callable[..., Drive]) -> None:
+    node = drive(**{"adaptation.mode": "on"}).begin()
+    node.go_until(lambda values: "+default-day." in node.served[-1])
+    configured = node.node._require_configured()
+    configured.adaptation._thread._idle = lambda: False
+    assert node.ask("reset").message == "back to the reference"
+    node.served.clear()
+    node.go_until(lambda _: bool(node.served) and "+" not in node.served[-1])
+    assert node.ask("rollback").message.endswith("nothing was published, the reference is served already")
 
 
 def test_a_model_that_cannot_adapt_says_so_and_serves(drive: Callable[..., Drive], flat_checkpoint: Path) -> None:
@@ -288,6 +300,7 @@ def test_thresholds_act_at_once_and_what_is_fixed_is_refused(drive: Callable[...
     assert set_to("guards.max_desync_s", 0.001)
     node.go_until(lambda values: values["paused"] == "desync")
     assert not set_to("step.learning_rate", 1e-5)
+    assert not node.node.has_parameter("adaptation.guards.min_movement_m")  # no odometry comes to the node
     assert not set_to("gate.reject_sure_agreement", 1.0)  # above publish_sure_agreement
     assert set_to("guards.max_desync_s", 0.1)
     assert set_to("gate.max_distance", 1e-9)

@@ -158,7 +158,7 @@ def test_weights_that_are_no_numbers_are_never_published(world: World, bad: floa
 
 
 def test_no_frame_sees_half_of_a_version(world: World) -> None:
-    """This thread offers and takes back without a pause; what another labels meanwhile is what the named version says."""
+    """This thread offers and takes back without a pause; what another labels meanwhile is what its version says."""
     frame, stopping = stream_frame(3), threading.Event()
     values = [shifted(world.reference, seed) for seed in range(7)]
     said: list[tuple[str, bytes]] = []

@@ -46,6 +46,7 @@ class NodeSettings(Settings):
     depth: int = Field(default=5, ge=1)
     ratio: float = Field(default=1, json_schema_extra=DYNAMIC)
     is_rectified: bool = True
+    inner: float = Field(default=7.0, json_schema_extra={"parameter": False})
     file: str | None = None
     sync: SyncSettings = SyncSettings(policy="approximate")
     warn_ms: float = Field(default=100.0, ge=0, json_schema_extra=DYNAMIC)
@@ -107,6 +108,13 @@ def test_without_overrides_the_defaults_come_back(make_node: MakeNode) -> None:
     node = make_node()
     assert declare(node, NodeSettings) == NodeSettings()
     assert read(node, NodeSettings) == NodeSettings()
+
+
+def test_a_field_that_is_no_parameter_keeps_its_default(make_node: MakeNode) -> None:
+    node = make_node(inner=3.0)
+    assert declare(node, NodeSettings).inner == 7.0
+    assert not node.has_parameter("inner")
+    assert unknown_overrides(node) == ["inner"]
 
 
 def test_overrides_are_read_back_by_type(make_node: MakeNode) -> None:

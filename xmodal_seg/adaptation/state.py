@@ -111,7 +111,7 @@ class StateStore:
         notes: list[str] = []
         try:
             gone = self._removals.pending()
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             return [], [f"the states of {bin} are left out: {error}"]
         for number in sorted(self._numbers(folder), reverse=True):
             if _index(folder, number) in gone:
