@@ -12,9 +12,10 @@ from light_pictures import day_picture, night_picture
 from xmodal_seg.lighting import CameraLighting, Exposure, LightingEstimator, LightingSettings
 from xmodal_seg.lighting_features import FEATURES, image_facts
 from xmodal_seg.lighting_model import LightingCoefficients
-from xmodal_seg.lighting_state import HysteresisSettings
+from xmodal_seg.lighting_state import BankSelector, BankSettings, HysteresisSettings
 
 S = 10**9
+START_NS = 1_700_000_000 * S
 DAY, NIGHT = day_picture(), night_picture()
 
 
@@ -168,10 +169,99 @@ def test_a_late_camera_is_stale_and_the_others_go_on() -> None:
         estimate.stale("left", 0)
 
 
-def test_a_stamp_that_goes_back_begins_anew() -> None:
+@pytest.mark.parametrize("hz", [0.2, 1.0, 2.0])
+def test_a_slow_camera_changes_condition_and_bank_though_it_is_asked_all_the_time(hz: float) -> None:
     estimate = estimator()
+    selector = BankSelector(banks=("day", "night"), served="night", settings=BankSettings(hold_s=20))
+    changed_s: dict[str, float] = {}
+    reasons: set[str] = set()
+    stamp_ns = START_NS
+    for tenth in range(1000 if hz == 0.2 else 600):
+        now_ns = tenth * S // 10
+        if tenth % round(10 / hz) == 0:
+            stamp_ns = START_NS + now_ns
+            number = tenth // round(10 / hz)
+            image = day(number) if tenth < 100 else night(number)
+            light = estimate.update("front", image, stamp_ns, arrived_ns=now_ns)
+            changed_s.setdefault(light.condition, tenth / 10)
+        elif tenth % 5:
+            continue
+        said = estimate.current(now_ns)
+        changed_s.setdefault("bank of " + selector.update(said, stamp_ns), tenth / 10)
+        reasons |= set(said[0].reasons) if tenth > 2 * 10 / hz else set()
+    assert changed_s["day"] == 0
+    assert 15 <= changed_s["night"] <= 20 + 5 / hz
+    assert 30 <= changed_s["bank of night"] <= 40 + 5 / hz
+    assert "stale" not in reasons
+
+
+@pytest.mark.parametrize("hz", [0.2, 1.0, 10.0])
+def test_a_camera_that_falls_silent_is_stale_whatever_its_rate(hz: float) -> None:
+    estimate = estimator()
+    period_ns = round(S / hz)
+    for i in range(20):
+        estimate.update("front", day(i), START_NS + i * period_ns, arrived_ns=i * period_ns)
+    last_ns, limit_ns = 19 * period_ns, max(S // 2, round(2.5 * period_ns))
+    (fresh,), (late,) = estimate.current(last_ns + limit_ns), estimate.current(last_ns + limit_ns + 1)
+    assert (fresh.confidence > 0.5, fresh.reasons) == (True, ())
+    assert (late.confidence, late.reliability, late.reasons) == (0.0, 0.0, ("stale",))
+    assert late.guidance == pytest.approx(0.5)
+    again = estimate.update("front", day(20), START_NS + 3600 * S, arrived_ns=3600 * S)
+    assert again.confidence > 0.5
+    assert estimate.stale("front", 3600 * S + limit_ns + 1).reasons == ("stale",)
+
+
+def test_asking_changes_nothing() -> None:
+    asked, plain = estimator(), estimator()
+    for estimate in (asked, plain):
+        watch(estimate, day, range(10))
+    for t in range(10, 30):
+        one, other = (estimate.update("front", night(t), t * S) for estimate in (asked, plain))
+        assert one == other
+        asked.current((t + 100) * S)
+
+
+def test_after_a_jump_back_condition_and_darkness_go_on_and_follow_in_time() -> None:
+    estimate = estimator()
+    before = watch(estimate, day, range(100, 110))[-1]
+    seen = watch(estimate, night, range(5, 30))
+    conditions = [light.condition for light in seen]
+    assert seen[0].darkness == pytest.approx(before.darkness, abs=1e-9)
+    assert 5 <= conditions.index("night") <= 10
+    assert set(conditions[conditions.index("night") :]) == {"night"}
+
+
+def test_a_jump_back_in_a_tunnel_begins_the_count_anew() -> None:
+    estimate = estimator(time_constant_s=0.0)
     watch(estimate, day, range(100, 110))
-    assert estimate.update("front", NIGHT, 5 * S).condition == "night"
+    assert watch(estimate, night, range(110, 114))[-1].condition == "day"
+    again = [light.condition for light in watch(estimate, night, range(50, 60))]
+    assert again.index("night") == 5
+
+
+def test_a_frozen_camera_stays_frozen_over_a_jump_back() -> None:
+    estimate = estimator()
+    assert watch(estimate, frozen_night, range(100, 110))[-1].reasons == ("frozen",)
+    assert watch(estimate, frozen_night, range(5, 8))[-1].reasons == ("frozen",)
+
+
+def test_metadata_count_for_the_images_of_their_time() -> None:
+    dark, bright = Exposure(time_s=0.1, gain_db=30), Exposure(time_s=0.0005)
+    expected = {
+        name: estimator().update("front", DAY, 0, found) for name, found in (("dark", dark), ("bright", bright))
+    }
+    estimate = estimator(stale_after_s=0.5, time_constant_s=0.0)
+    estimate.update_exposure("front", dark, 100 * S)
+    estimate.update_exposure("front", bright, 100 * S + S // 10)
+    assert estimate.update("back", DAY, 100 * S).darkness == estimator().update("back", DAY, 0).darkness
+    assert estimate.update("front", day(1), 100 * S - S // 50).darkness == pytest.approx(
+        expected["dark"].darkness, abs=0.02
+    )
+    assert estimate.update("front", DAY, 100 * S + S // 10).darkness == expected["bright"].darkness
+    later = estimate.update("front", DAY, 200 * S)  # the topic has died
+    assert later.image_darkness == estimator().update("front", DAY, 0).image_darkness
+    estimate.reset()
+    assert estimate.update("front", DAY, 100 * S).darkness == later.image_darkness
 
 
 def test_exposure_metadata_moves_the_estimate_and_a_contradiction_costs_confidence() -> None:
@@ -195,7 +285,10 @@ def test_the_sun_is_a_weak_prior_and_is_ignored_after_a_while() -> None:
     assert any("sun" in reason for reason in against.reasons)
     for t in range(1, 62):
         against = estimate.update("front", night(t), noon_ns + t * S)
-    assert against.darkness == pytest.approx(plain.update("front", night(61), noon_ns + 61 * S).darkness)
+    alone = plain.update("front", night(61), noon_ns + 61 * S)
+    assert against.darkness == pytest.approx(alone.darkness)
+    assert against.confidence == pytest.approx(alone.confidence)
+    assert against.reasons == alone.reasons
     with pytest.raises(ValueError, match="fix: expected degrees"):
         estimate.update_fix(latitude=95, longitude=0)
 

@@ -138,6 +138,8 @@ def test_a_group_that_is_left_out_has_no_say() -> None:
     assert {v.is_right for v in verdicts if v.picture.image_size == SIZES[0]} == {False}
     with pytest.raises(ValueError, match="groups: expected two or more"):
         leave_one_group_out(wrong, group_of=lambda _: "one", start=blank())
+    with pytest.raises(ValueError, match="groups: expected pictures of day in two or more, got all in day"):
+        leave_one_group_out(wrong, group_of=lambda picture: picture.label, start=blank())
 
 
 def test_the_ridge_is_the_largest_within_one_standard_error() -> None:
@@ -228,6 +230,25 @@ def test_the_command_fits_judges_and_draws(folder: Path, tmp_path: Path, capsys:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == ["day"] * 3 + ["night"] * 3
     assert all(0 <= float(row["darkness"]) <= 1 for row in rows)
+
+
+def test_groups_that_cannot_be_left_out_are_named_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label, make in (("day", day_picture), ("night", night_picture)):
+        (tmp_path / label).mkdir()
+        for number in range(3):
+            cv2.imwrite(str(tmp_path / label / f"{number}.png"), make(number, size=(91, 131))[..., ::-1])
+    out = tmp_path / "out"
+    arguments = ["calibrate-lighting", "--images", str(tmp_path), "--out", str(out)]
+    assert main([*arguments, "--group-by", "size"]) == 2
+    said = capsys.readouterr().err
+    assert "--group-by size: expected pictures of two or more sizes, got only 131x91; leave --group-by out" in said
+    assert main([*arguments, "--group-by", "folder"]) == 2
+    assert "expected pictures of day in two or more, got all in" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(arguments) == 0
+    assert load_coefficients(out / "lighting.yaml").provenance["ridge"] == 0.1
 
 
 def test_the_command_reads_bags_and_can_leave_the_coefficients_alone(

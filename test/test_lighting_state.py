@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pytest
@@ -12,6 +13,7 @@ from xmodal_seg.lighting_state import (
     BankSettings,
     Hysteresis,
     HysteresisSettings,
+    Rhythm,
     common_light,
 )
 
@@ -47,8 +49,7 @@ def test_an_interruption_begins_anew() -> None:
     assert hysteresis.update(0.9, 5 * S) == "day"
     assert hysteresis.is_changing
     hysteresis.interrupt()
-    assert hysteresis.update(0.9, 8 * S) == "day"
-    assert hysteresis.update(0.9, 13 * S) == "night"
+    assert [hysteresis.update(0.9, t * S) for t in (8, 10, 12, 13)] == ["day", "day", "day", "night"]
 
 
 def test_levels_between_leaving_and_entering_keep_the_condition() -> None:
@@ -57,8 +58,8 @@ def test_levels_between_leaving_and_entering_keep_the_condition() -> None:
     assert night.update(0.65, 100 * S) == "night"
     assert day.update(0.35, 100 * S) == "day"
     assert not night.is_changing
-    night.update(0.55, 101 * S)
-    assert night.update(0.55, 112 * S) == "twilight"
+    seen = [night.update(0.55, t * S) for t in range(101, 112)]
+    assert seen == ["night"] * 10 + ["twilight"]
 
 
 def test_levels_that_cross_are_refused() -> None:
@@ -99,10 +100,54 @@ def test_a_bank_that_is_not_there_is_never_asked_for() -> None:
     assert selector.update([Seen(0.99)], 0) == "ensemble"
 
 
-def test_after_a_reset_the_first_light_decides_and_the_bank_stays_until_then() -> None:
-    selector = BankSelector(banks=("day", "night"), served="day", settings=BankSettings(hold_s=20))
-    selector.update([Seen(0.02)], 100 * S)
-    selector.reset()
-    assert selector.condition is None
-    assert selector.bank == "day"
-    assert selector.update([Seen(0.98)], 0) == "night"
+def by_day_until(second: int) -> BankSelector:
+    selector = BankSelector(banks=("day", "night"), served="night", settings=BankSettings(hold_s=20))
+    for t in range(second - 10, second):
+        assert selector.update([Seen(0.02)], t * S) == "day"
+    return selector
+
+
+def in_the_dark(selector: BankSelector, seconds: Iterable[float]) -> list[str]:
+    return [selector.update([Seen(0.98)], round(t * S)) for t in seconds]
+
+
+def test_after_a_reset_bank_and_condition_stay_and_the_count_begins_anew() -> None:
+    selector = by_day_until(100)
+    assert in_the_dark(selector, range(100, 119)) == ["day"] * 19
+    selector.reset()  # a clock that is set, in a tunnel
+    assert selector.condition == "day"
+    banks = in_the_dark(selector, [118.5 + t for t in range(30)])
+    assert banks.index("night") == 20
+
+
+@pytest.mark.parametrize("to_s", [-3600, 0, 95, 3700])
+def test_a_jump_in_time_decides_nothing_and_the_bank_follows_after_its_time(to_s: int) -> None:
+    selector = by_day_until(100)
+    assert set(in_the_dark(selector, range(100, 119))) == {"day"}
+    banks = in_the_dark(selector, range(to_s, to_s + 50))
+    assert banks.index("night") == 20
+    assert in_the_dark(by_day_until(100), (100, 3700)) == ["day", "day"]
+
+
+@pytest.mark.parametrize(("period_s", "after_s"), [(0.1, 20), (1.0, 20), (5.0, 20), (10.0, 40)])
+def test_slow_lights_are_followed_as_well(period_s: float, after_s: float) -> None:
+    selector = by_day_until(100)
+    banks = in_the_dark(selector, [100 + i * period_s for i in range(round(60 / period_s))])
+    assert banks.index("night") * period_s == pytest.approx(after_s, abs=period_s)
+
+
+def test_cameras_whose_stamps_come_out_of_order_are_counted_once() -> None:
+    selector = by_day_until(100)
+    banks = in_the_dark(selector, [100 + t + late for t in range(30) for late in (0, -0.7)])
+    assert banks.index("night") == 2 * 20
+
+
+def test_a_rhythm_tells_silence_from_a_slow_period() -> None:
+    rhythm = Rhythm()
+    assert rhythm.limit_ns(least_s=0.5) == 0.5 * S
+    for t in (0, 1, 2, 30, 31, 33, 33.01, 34):  # with a pause, a gap and a pair
+        rhythm.note(round(t * S))
+    assert rhythm.limit_ns(least_s=0.5) == pytest.approx(2.5 * S)
+    for t in range(40):
+        rhythm.note(35 * S + t * S // 10)
+    assert rhythm.limit_ns(least_s=0.5) == 0.5 * S

@@ -4,7 +4,8 @@
     lambda = lambda_min + (lambda_max - lambda_min) * (1 - darkness)
 
 pulled to the middle where the estimate is not confident. An image that is black, over-exposed, blocked, frozen or late
-changes nothing but the confidence: none of them is a night by itself. Time always comes in as an argument.
+changes nothing but the confidence: none of them is a night by itself. Time always comes in as an argument, and asking
+for an estimate changes nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from xmodal_seg.config import Settings
 from xmodal_seg.lighting_features import ImageFacts, image_facts
 from xmodal_seg.lighting_health import (
     Exposure,
+    Exposures,
     ExposureSettings,
     LidarHealth,
     exposure_logit,
@@ -29,7 +31,7 @@ from xmodal_seg.lighting_health import (
     sun_logit,
 )
 from xmodal_seg.lighting_model import LightingCoefficients, shipped_coefficients, sigmoid
-from xmodal_seg.lighting_state import DYNAMIC, Condition, Hysteresis, HysteresisSettings
+from xmodal_seg.lighting_state import DYNAMIC, Condition, Hysteresis, HysteresisSettings, Rhythm
 
 __all__ = ["CameraLighting", "Condition", "Exposure", "LightingEstimator", "LightingSettings"]
 
@@ -53,7 +55,11 @@ class LightingSettings(Settings):
         le=1,
         description="below this confidence the guidance goes to the middle",
     )
-    stale_after_s: float = Field(default=0.5, gt=0, description="an estimate older than this is worth nothing, s")
+    stale_after_s: float = Field(
+        default=0.5,
+        gt=0,
+        description="an estimate older than this, and than 2.5 usual periods of its camera, is worth nothing, s",
+    )
     frozen_after_s: float = Field(
         default=1.0, json_schema_extra=DYNAMIC, gt=0, description="equal images for longer than this are a fault, s"
     )
@@ -100,13 +106,25 @@ class _Camera:
     """What is remembered of one camera."""
 
     hysteresis: Hysteresis
-    stamp_ns: int
+    stamp_ns: int  # newest
+    arrived_ns: int = 0
+    rhythm: Rhythm = field(default_factory=Rhythm)  # of the arrivals
     logit: float | None = None  # smoothed; None before a usable image
     usable_ns: int = 0  # of the newest usable image
     fingerprint: int | None = None
     same_since_ns: int = 0
     sun_against_ns: int | None = None  # since when image and sun disagree
     latest: CameraLighting | None = field(default=None)
+
+    def jump_back(self, stamp_ns: int) -> None:
+        """Go on at an earlier stamp as if no time had passed, except that what was about to change is forgotten."""
+        by_ns = stamp_ns - self.stamp_ns
+        self.stamp_ns = stamp_ns
+        self.usable_ns += by_ns
+        self.same_since_ns += by_ns
+        if self.sun_against_ns is not None:
+            self.sun_against_ns += by_ns
+        self.hysteresis.interrupt()
 
 
 class LightingEstimator:
@@ -118,19 +136,32 @@ class LightingEstimator:
         self.settings = settings or LightingSettings()
         self.coefficients = coefficients or shipped_coefficients()
         self._cameras: dict[str, _Camera] = {}
+        self._exposures: dict[str, Exposures] = {}
         self._lidar = LidarHealth()
         self._lidar_health: tuple[float, int] | None = None  # and its stamp
         self._fix: tuple[float, float] | None = None
 
     def update(
-        self, name: str, image: NDArray[np.uint8], stamp_ns: int, exposure: Exposure | None = None
+        self,
+        name: str,
+        image: NDArray[np.uint8],
+        stamp_ns: int,
+        exposure: Exposure | None = None,
+        *,
+        arrived_ns: int | None = None,
     ) -> CameraLighting:
         """Take an (H, W, 3) uint8 RGB image of any size. Raises ValueError for anything else.
 
-        A stamp that goes back by more than half a second is a new recording: the camera's past is forgotten.
+        `arrived_ns` is the time by the clock that `current` and `stale` are asked by, the stamp without it. Without
+        `exposure`, metadata given before count where their stamp is near. A stamp over half a second back is a jump in
+        time: darkness and condition go on from where they are.
         """
         facts = image_facts(image)
         camera = self._camera(name, stamp_ns)
+        camera.arrived_ns = stamp_ns if arrived_ns is None else arrived_ns
+        camera.rhythm.note(camera.arrived_ns)
+        if exposure is None and name in self._exposures:
+            exposure = self._exposures[name].at(stamp_ns, within_ns=self._stale_after_ns(camera))
         faults = image_faults(facts, self.coefficients.limits) + self._frozen(camera, facts, stamp_ns)
         image_logit, reasons, agreement = self._image_logit(camera, facts, stamp_ns, exposure)
         if not faults:
@@ -165,6 +196,10 @@ class LightingEstimator:
         )
         return camera.latest
 
+    def update_exposure(self, name: str, exposure: Exposure, stamp_ns: int) -> None:
+        """How a camera took the image of about this stamp; counts for images within its limit of staleness."""
+        self._exposures.setdefault(name, Exposures()).add(exposure, stamp_ns)
+
     def update_lidar(self, points: NDArray[np.float32], stamp_ns: int) -> float:
         """Take a sweep (N, 3) m; the share of confidence it leaves, which holds for two seconds."""
         self._lidar_health = self._lidar.update(points), stamp_ns
@@ -184,10 +219,8 @@ class LightingEstimator:
         camera = self._cameras.get(name)
         if camera is None or camera.latest is None:
             raise ValueError(f"camera: expected one of {', '.join(self._cameras) or 'none yet'}, got {name!r}")
-        age_s = (now_ns - camera.stamp_ns) / 1e9
-        if age_s <= self.settings.stale_after_s:
+        if now_ns - camera.arrived_ns <= self._stale_after_ns(camera):
             return camera.latest
-        camera.hysteresis.interrupt()
         guidance = self.guidance(camera.latest.darkness, 0.0)
         return replace(camera.latest, confidence=0.0, reliability=0.0, guidance=guidance, reasons=("stale",))
 
@@ -200,6 +233,7 @@ class LightingEstimator:
     def reset(self) -> None:
         """Forget all cameras, the LiDAR's usual returns and the place."""
         self._cameras.clear()
+        self._exposures.clear()
         self._lidar, self._lidar_health, self._fix = LidarHealth(), None, None
 
     def guidance(self, darkness: float, confidence: float) -> float:
@@ -210,11 +244,16 @@ class LightingEstimator:
 
     def _camera(self, name: str, stamp_ns: int) -> _Camera:
         camera = self._cameras.get(name)
-        if camera is None or stamp_ns < camera.stamp_ns - _JUMP_BACK_NS:
+        if camera is None:
             camera = _Camera(hysteresis=Hysteresis(self.settings.hysteresis), stamp_ns=stamp_ns)
             self._cameras[name] = camera
+        elif stamp_ns < camera.stamp_ns - _JUMP_BACK_NS:
+            camera.jump_back(stamp_ns)
         camera.stamp_ns = max(camera.stamp_ns, stamp_ns)
         return camera
+
+    def _stale_after_ns(self, camera: _Camera) -> float:
+        return camera.rhythm.limit_ns(least_s=self.settings.stale_after_s)
 
     def _frozen(self, camera: _Camera, facts: ImageFacts, stamp_ns: int) -> tuple[str, ...]:
         if facts.fingerprint != camera.fingerprint:
@@ -239,15 +278,20 @@ class LightingEstimator:
         if self._fix is not None and self.settings.sun_weight > 0:
             sun = sun_logit(sun_elevation(latitude=self._fix[0], longitude=self._fix[1], stamp_ns=stamp_ns))
             against = sun * logit < 0 and min(abs(sun), abs(logit)) > 1
-            if not against:
-                camera.sun_against_ns = None
-            elif camera.sun_against_ns is None:
-                camera.sun_against_ns = stamp_ns
-            if against:
-                agreement, reasons = agreement * _PRIOR_DISAGREES, (*reasons, "the sun disagrees with the image")
-            if not against or stamp_ns - (camera.sun_against_ns or 0) <= self.settings.sun_patience_s * 1e9:
+            if self._listens_to_sun(camera, stamp_ns, against=against):
                 logit += self.settings.sun_weight * sun
+                if against:
+                    agreement, reasons = agreement * _PRIOR_DISAGREES, (*reasons, "the sun disagrees with the image")
         return logit, reasons, agreement
+
+    def _listens_to_sun(self, camera: _Camera, stamp_ns: int, *, against: bool) -> bool:
+        """False once image and sun have disagreed for longer than `sun_patience_s`."""
+        if not against:
+            camera.sun_against_ns = None
+            return True
+        if camera.sun_against_ns is None:
+            camera.sun_against_ns = stamp_ns
+        return stamp_ns - camera.sun_against_ns <= self.settings.sun_patience_s * 1e9
 
     def _smooth(self, camera: _Camera, logit: float, stamp_ns: int) -> None:
         age_s = max(0, stamp_ns - camera.usable_ns) / 1e9

@@ -170,6 +170,10 @@ def leave_one_group_out(
     groups = [group_of(picture) for picture in pictures]
     if len(set(groups)) < 2:
         raise ValueError(f"groups: expected two or more to leave one out, got {len(set(groups))}")
+    for label in ("day", "night"):
+        found = {group for picture, group in zip(pictures, groups, strict=True) if picture.label == label}
+        if len(found) == 1:
+            raise ValueError(f"groups: expected pictures of {label} in two or more, got all in {found.pop()}")
     verdicts: dict[int, Verdict] = {}
     for left_out in sorted(set(groups)):
         kept = [picture for picture, group in zip(pictures, groups, strict=True) if group != left_out]

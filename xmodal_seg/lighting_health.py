@@ -22,6 +22,7 @@ from xmodal_seg.structures import Frame
 _BLIND = frozenset({"black", "over-exposed", "blocked"})  # faults of an image that says nothing about the scene either
 _LIDAR_WINDOW = 50
 _LIDAR_LEAST = 5
+_NUM_EXPOSURES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,22 @@ class Exposure:
             raise ValueError(
                 f"exposure: expected a time above 0 s and a finite gain, got {self.time_s} s, {self.gain_db} dB"
             )
+
+
+class Exposures:
+    """The newest metadata of one camera, by stamp."""
+
+    def __init__(self) -> None:
+        self._newest: deque[tuple[int, Exposure]] = deque(maxlen=_NUM_EXPOSURES)
+
+    def add(self, exposure: Exposure, stamp_ns: int) -> None:
+        self._newest.append((stamp_ns, exposure))
+
+    def at(self, stamp_ns: int, *, within_ns: float) -> Exposure | None:
+        """The nearest one that is at most `within_ns` away, None without one."""
+        near = [(abs(known_ns - stamp_ns), exposure) for known_ns, exposure in self._newest]
+        gap_ns, exposure = min(near, key=lambda found: found[0], default=(0, None))
+        return exposure if gap_ns <= within_ns else None
 
 
 class ExposureSettings(Settings):

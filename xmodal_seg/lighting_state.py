@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median_low
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -15,6 +17,12 @@ from xmodal_seg.config import Settings
 Condition = Literal["day", "twilight", "night"]
 DYNAMIC: dict[str, Any] = {"dynamic": True}  # a node may change it while it runs
 CONDITIONS: tuple[Condition, ...] = ("day", "twilight", "night")
+_JUMP_BACK_NS = 2_000_000_000  # less is the disorder of several cameras
+_ABSENCE_NS = 15_000_000_000  # no camera is as slow as that
+_MOST_OF_A_GAP_NS = 5_000_000_000
+_LONGEST_PERIOD_NS = 10_000_000_000
+_NUM_GAPS = 9
+_MISSING_PERIODS = 2.5
 
 
 class HysteresisSettings(Settings):
@@ -50,23 +58,52 @@ class HysteresisSettings(Settings):
         return "day" if darkness < day else "twilight"
 
 
+class Rhythm:
+    """How often something comes: the median of the newest gaps, without those that are silence."""
+
+    def __init__(self) -> None:
+        self._last_ns: int | None = None
+        self._gaps_ns: deque[int] = deque(maxlen=_NUM_GAPS)
+
+    def note(self, now_ns: int) -> None:
+        """It has come."""
+        gap_ns = 0 if self._last_ns is None else now_ns - self._last_ns
+        if 0 < gap_ns <= _LONGEST_PERIOD_NS:
+            self._gaps_ns.append(gap_ns)
+        self._last_ns = now_ns
+
+    def limit_ns(self, *, least_s: float) -> float:
+        """What has not come for longer than this has stopped coming: 2.5 usual periods, but not below `least_s`."""
+        usual_ns = median_low(self._gaps_ns) if self._gaps_ns else 0
+        return max(least_s * 1e9, _MISSING_PERIODS * usual_ns)
+
+
 class Hysteresis:
-    """Follows darkness; the first value decides at once, later ones must hold for a while."""
+    """Follows darkness; the first value decides at once, later ones must hold for a while.
+
+    Two values alone change nothing, however far apart their stamps: a gap counts for at most half the wait and 5 s. A
+    stamp over 2 s back or 15 s ahead is a jump: the condition stays, and the count begins anew.
+    """
 
     def __init__(self, settings: HysteresisSettings) -> None:
         self.settings = settings
         self.condition: Condition | None = None  # None before the first value
-        self._wanted: tuple[Condition, int] | None = None  # what it would change to, and since when in ns
+        self._wanted: Condition | None = None  # what it would change to
+        self._held_ns = 0  # for how long
+        self._newest_ns: int | None = None
 
     def update(self, darkness: float, stamp_ns: int) -> Condition:
+        passed_ns = self._passed(stamp_ns)
         target = self.settings.target(darkness, self.condition)
         if self.condition is None or target == self.condition:
             self.condition, self._wanted = target, None
             return target
-        if self._wanted is None or self._wanted[0] != target:
-            self._wanted = target, stamp_ns
-        wait_s = self.settings.leave_s if target == "twilight" else self.settings.enter_s
-        if stamp_ns - self._wanted[1] >= wait_s * 1e9:
+        wait_ns = (self.settings.leave_s if target == "twilight" else self.settings.enter_s) * 1e9
+        if self._wanted != target:
+            self._wanted, self._held_ns = target, 0
+        else:
+            self._held_ns += min(passed_ns, _MOST_OF_A_GAP_NS, round(wait_ns / 2))
+        if self._held_ns >= wait_ns:
             self.condition, self._wanted = target, None
         return self.condition
 
@@ -75,8 +112,18 @@ class Hysteresis:
         return self._wanted is not None
 
     def interrupt(self) -> None:
-        """Start counting anew: what was wanted was not seen all the time."""
-        self._wanted = None
+        """Start counting anew, from the next stamp on: what was wanted was not seen all the time."""
+        self._wanted, self._newest_ns = None, None
+
+    def _passed(self, stamp_ns: int) -> int:
+        """Time since the newest stamp; 0 for an older one and after a jump."""
+        newest_ns = self._newest_ns
+        if newest_ns is None or not -_JUMP_BACK_NS <= stamp_ns - newest_ns <= _ABSENCE_NS:
+            self.interrupt()
+            self._newest_ns = stamp_ns
+            return 0
+        self._newest_ns = max(newest_ns, stamp_ns)
+        return self._newest_ns - newest_ns
 
 
 class Light(Protocol):
@@ -132,17 +179,15 @@ class BankSelector:
         self.bank = served
         self._banks = frozenset(banks)
         self._settings = settings
-        self.reset()
+        self._hysteresis = Hysteresis(HysteresisSettings(enter_s=settings.hold_s, leave_s=settings.hold_s))
 
     @property
     def condition(self) -> Condition | None:
         return self._hysteresis.condition
 
     def reset(self) -> None:
-        """Forget what was seen (a jump in time); the bank stays."""
-        hold_s = self._settings.hold_s
-        self._hysteresis = Hysteresis(HysteresisSettings(enter_s=hold_s, leave_s=hold_s))
-        self._first_ns: int | None = None
+        """After a jump in time: forget what was about to change; bank and condition stay."""
+        self._hysteresis.interrupt()
 
     def update(self, cameras: Sequence[Light], stamp_ns: int) -> str:
         """The bank to serve from now on."""

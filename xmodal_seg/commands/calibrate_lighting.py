@@ -3,8 +3,8 @@
 file and label, or bags of one condition each. Writes coefficients (YAML) for the lighting node's parameter
 `coefficients`, a reliability curve (PNG) and every picture's verdict (CSV).
 
-Without --group-by the coefficients are for the very cameras of the pictures; with it for others like them: they then
-leave the given ones only as far as groups that were left out bear it."""
+Without --group-by the coefficients are for the very cameras of the pictures. With it, which needs several cameras, they
+are for others like them: they then leave the given ones only as far as groups that were left out bear it."""
 
 from __future__ import annotations
 
@@ -56,23 +56,40 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"--every-s: expected more than 0, got {arguments.every_s:g}")
     start = load_coefficients(arguments.start)
     pictures = _pictures(arguments)
+    judged = {"as given" if arguments.start else "shipped": judge(pictures, start)}
+    left_out, fitted = None, None
+    if not arguments.evaluate_only:
+        ridge = OWN_RIDGE
+        if arguments.group_by != "none":
+            _check_groups(pictures, arguments.group_by)
+            group_of = group_function(arguments.group_by)
+            left_out = leave_one_group_out(pictures, group_of=group_of, start=start)
+            ridge = choose_ridge(pictures, group_of=group_of, start=start)
+        fitted = _with_provenance(fit_coefficients(pictures, start=start, ridge=ridge), pictures, ridge=ridge)
+        judged["fitted"] = judge(pictures, fitted)
+        if left_out is not None:
+            judged[f"one {arguments.group_by} left out"] = left_out
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    reports = [_report("as given" if arguments.start else "shipped", judge(pictures, start), out)]
-    if not arguments.evaluate_only:
-        group_of = group_function(arguments.group_by)
-        grouped = arguments.group_by != "none"
-        ridge = choose_ridge(pictures, group_of=group_of, start=start) if grouped else OWN_RIDGE
-        fitted = _with_provenance(fit_coefficients(pictures, start=start, ridge=ridge), pictures, ridge=ridge)
+    if fitted is not None:
         save_coefficients(out / "lighting.yaml", fitted)
-        reports.append(_report("fitted", judge(pictures, fitted), out))
-        if grouped:
-            verdicts = leave_one_group_out(pictures, group_of=group_of, start=start)
-            title = f"one {arguments.group_by} left out"
-            reports += [_report(title, verdicts, out), _by_group(verdicts, arguments.group_by)]
+    reports = [_report(title, verdicts, out) for title, verdicts in judged.items()]
+    if left_out is not None:
+        reports.append(_by_group(left_out, arguments.group_by))
     print("\n\n".join(reports))
     print(f"\nwritten: {out}/" + ("" if arguments.evaluate_only else "lighting.yaml, ") + "*.png, *.csv")
     return 0
+
+
+def _check_groups(pictures: list[Labelled], group: str) -> None:
+    from xmodal_seg.lighting_calibration import group_function
+
+    groups = {group_function(group)(picture) for picture in pictures}  # type: ignore[arg-type]  # argparse has checked it
+    if len(groups) < 2:
+        raise ValueError(
+            f"--group-by {group}: expected pictures of two or more {group}s, got only {groups.pop()}; leave --group-by "
+            "out to fit to the cameras of the pictures"
+        )
 
 
 def _pictures(arguments: argparse.Namespace) -> list[Labelled]:

@@ -56,7 +56,7 @@ class LightingInput:
             return {camera.name: camera for camera in self._cameras}
 
     def reset(self) -> None:
-        """After a jump in time: begin to count anew; the bank stays."""
+        """After a jump in time: begin to count anew; bank and condition stay."""
         with self._lock:
             self._selector.reset()
 

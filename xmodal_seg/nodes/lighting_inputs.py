@@ -28,7 +28,7 @@ class LightingInputs:
         node: LifecycleNode,
         settings: LightingNodeSettings,
         on_image: Callable[[str, Any], None],
-        on_exposure: Callable[[str, Exposure], None],
+        on_exposure: Callable[[str, Any], None],
         on_points: Callable[[Any], None],
         on_fix: Callable[[Any], None],
     ) -> None:
@@ -63,7 +63,7 @@ class LightingInputs:
         self._subscriptions.append(self._node.create_subscription(kind, topic, callback, qos))
 
     def _image(self, camera: str, message: Image | CompressedImage) -> None:
-        """Hand on what is not too soon after the one before; a stamp that goes back is a new recording."""
+        """Hand on what is not too soon after the one before; a stamp that goes back is a jump in time."""
         stamp = stamp_ns(message)
         gap_ns = stamp - self._last_ns.get(camera, stamp - self._least_gap_ns)
         # A tenth of tolerance: stamps of a camera at just this rate jitter.
@@ -74,11 +74,11 @@ class LightingInputs:
 
     def _exposure(self, camera: str, message: Any) -> None:
         if message.exposure_time > 0:  # 0: the driver does not know
-            self._on_exposure(camera, exposure_of(message))
+            self._on_exposure(camera, message)
 
 
 def exposure_of(message: Any) -> Exposure:
-    """Of a flir_camera_msgs/ImageMetaData: exposure_time in us, gain in dB."""
+    """Of a flir_camera_msgs/ImageMetaData: exposure_time in us, gain in dB. ValueError for a gain that is no number."""
     return Exposure(time_s=message.exposure_time * _MICRO, gain_db=float(message.gain))
 
 

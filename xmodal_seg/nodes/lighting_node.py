@@ -22,12 +22,12 @@ from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import NavSatStatus
 from std_msgs.msg import Float32
 
-from xmodal_seg.lighting import CameraLighting, Exposure, LightingEstimator
+from xmodal_seg.lighting import CameraLighting, LightingEstimator
 from xmodal_seg.lighting_model import load_coefficients
 from xmodal_seg.lighting_state import common_light
 from xmodal_seg.messages import decode_cloud, decode_small_image, stamp_ns
 from xmodal_seg.nodes.conversions import diagnostic_status
-from xmodal_seg.nodes.lighting_inputs import LightingInputs
+from xmodal_seg.nodes.lighting_inputs import LightingInputs, exposure_of
 from xmodal_seg.nodes.lighting_messages import lighting_message
 from xmodal_seg.nodes.lighting_settings import LightingNodeSettings
 from xmodal_seg.nodes.mailbox import Worker
@@ -37,6 +37,8 @@ from xmodal_seg.nodes.transitions import configure_and_activate, transition
 
 _STOP_TIMEOUT_S = 5.0
 _LOG_EVERY_S = 10.0
+_WATCH_EVERY_S = 0.5
+_REPEAT_AFTER_S = 1.0  # listeners take two seconds without a message for the end of this node
 _RELIABLE = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
 
@@ -62,13 +64,14 @@ class LightingNode(LifecycleNode):
         self._lock = threading.Lock()  # of the estimator and what belongs to it
         self._configured: _Configured | None = None
         self._inputs: LightingInputs | None = None  # while active
-        self._exposures: dict[str, Exposure] = {}
-        self._newest: tuple[int, float] | None = None  # stamp of the newest image, and when it came (steady clock)
+        self._newest_ns: int | None = None  # stamp of the newest image
+        self._published_s = 0.0  # steady clock
         self._problems: dict[str, tuple[str, float]] = {}  # sentence and time of each source
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # must go on when simulated time stands still
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._timer = self.create_timer(self.settings.diagnostics_period_s, self._publish_diagnostics, clock=steady)
-        self._watchdog = self.create_timer(self.settings.estimator.stale_after_s, self._watch, clock=steady)
+        watch_every_s = min(_WATCH_EVERY_S, self.settings.estimator.stale_after_s)
+        self._watchdog = self.create_timer(watch_every_s, self._watch, clock=steady)
 
     @transition
     def on_configure(self, _: LifecycleState) -> None:
@@ -106,7 +109,7 @@ class LightingNode(LifecycleNode):
                 node=self,
                 settings=self.settings,
                 on_image=self._image,
-                on_exposure=self._exposures.__setitem__,
+                on_exposure=self._exposure,
                 on_points=self._points,
                 on_fix=self._fix,
             )
@@ -160,8 +163,7 @@ class LightingNode(LifecycleNode):
                 raise RuntimeError("an image in work does not end")
         with self._lock:
             self._configured.estimator.reset()
-            self._exposures.clear()
-            self._newest = None
+            self._newest_ns = None
 
     def _image(self, camera: str, message: Any) -> None:
         self._require_configured().workers[camera].put(message)
@@ -172,12 +174,20 @@ class LightingNode(LifecycleNode):
     def _estimate(self, camera: str, message: Any) -> None:
         """Worker: one image to an estimate of all cameras."""
         configured = self._require_configured()
+        arrived_ns = time.monotonic_ns()
         image, stamp = decode_small_image(message), stamp_ns(message)
         with self._lock:
-            configured.estimator.update(camera, image, stamp, self._exposures.get(camera))
-            self._newest = stamp, time.monotonic()
-            cameras = configured.estimator.current(stamp)
+            configured.estimator.update(camera, image, stamp, arrived_ns=arrived_ns)
+            self._newest_ns = stamp
+            cameras = configured.estimator.current(arrived_ns)
         self._publish(configured, cameras, stamp)
+
+    def _exposure(self, camera: str, message: Any) -> None:
+        try:
+            with self._lock:
+                self._require_configured().estimator.update_exposure(camera, exposure_of(message), stamp_ns(message))
+        except ValueError as error:
+            self._failed(f"exposure of {camera!r}", error)
 
     def _check_lidar(self, message: Any) -> None:
         points = decode_cloud(message, intensity_range=None).points
@@ -194,21 +204,22 @@ class LightingNode(LifecycleNode):
             self._failed("fix", error)
 
     def _watch(self) -> None:
-        """Say that estimates are stale when no image comes any more."""
+        """Say that estimates are stale when no image comes any more; repeat them where the cameras are slow."""
         configured, inputs = self._configured, self._inputs
         if configured is None or inputs is None:
             return
         with self._lock:
-            if self._newest is None:
-                return
-            stamp, came_s = self._newest
-            now_ns = stamp + round((time.monotonic() - came_s) * 1e9)
-            cameras = configured.estimator.current(now_ns)
-        if cameras and all("stale" in camera.reasons for camera in cameras):
+            stamp = self._newest_ns
+            cameras = configured.estimator.current(time.monotonic_ns())
+            silent_s = time.monotonic() - self._published_s
+        if stamp is None or not cameras:
+            return
+        if silent_s >= _REPEAT_AFTER_S or all("stale" in camera.reasons for camera in cameras):
             self._publish(configured, cameras, stamp)
 
     def _publish(self, configured: _Configured, cameras: Sequence[CameraLighting], stamp: int) -> None:
         estimator = self.settings.estimator
+        self._published_s = time.monotonic()
         configured.lighting.publish(
             lighting_message(
                 cameras, node_name=self.get_name(), stamp_ns=stamp, min_confidence=estimator.min_confidence
@@ -239,16 +250,15 @@ class LightingNode(LifecycleNode):
 
     def _status(self) -> Any:
         name = f"{self.get_name()}: lighting"
-        configured, newest = self._configured, self._newest
+        configured = self._configured
         if configured is None or self._inputs is None:
             return diagnostic_status(name=name, level="OK", message="not active")
         if not configured.workers:
             return diagnostic_status(name=name, level="OK", message="no camera")
-        if newest is None:
-            return diagnostic_status(name=name, level="STALE", message="no image yet")
         with self._lock:
-            now_ns = newest[0] + round((time.monotonic() - newest[1]) * 1e9)
-            cameras = configured.estimator.current(now_ns)
+            cameras = configured.estimator.current(time.monotonic_ns())
+        if not cameras:
+            return diagnostic_status(name=name, level="STALE", message="no image yet")
         unsure = [c for c in cameras if c.confidence < self.settings.estimator.min_confidence]
         said = [f"{c.name}: {c.condition}, lambda {c.guidance:.2f}" for c in cameras]
         said += [f"{c.name}: {', '.join(c.reasons)}" for c in unsure]
