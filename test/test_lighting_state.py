@@ -136,6 +136,19 @@ def test_slow_lights_are_followed_as_well(period_s: float, after_s: float) -> No
     assert banks.index("night") * period_s == pytest.approx(after_s, abs=period_s)
 
 
+def test_a_clock_that_steps_ahead_counts_for_five_seconds_where_lights_come_each_second() -> None:
+    selector = by_day_until(100)
+    in_the_dark(selector, range(100, 105))
+    assert in_the_dark(selector, range(116, 140)).index("night") == 11  # 4 s before, 5 s for the step
+
+
+def test_frames_ten_seconds_apart_are_followed_as_fast_as_others() -> None:
+    selector = BankSelector(banks=("day", "night"), served="night", settings=BankSettings(hold_s=20))
+    for t in range(0, 100, 10):
+        selector.update([Seen(0.02)], t * S)
+    assert in_the_dark(selector, range(100, 200, 10)).index("night") == 2
+
+
 def test_cameras_whose_stamps_come_out_of_order_are_counted_once() -> None:
     selector = by_day_until(100)
     banks = in_the_dark(selector, [100 + t + late for t in range(30) for late in (0, -0.7)])

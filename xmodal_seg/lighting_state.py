@@ -19,7 +19,7 @@ DYNAMIC: dict[str, Any] = {"dynamic": True}  # a node may change it while it run
 CONDITIONS: tuple[Condition, ...] = ("day", "twilight", "night")
 _JUMP_BACK_NS = 2_000_000_000  # less is the disorder of several cameras
 _ABSENCE_NS = 15_000_000_000  # no camera is as slow as that
-_MOST_OF_A_GAP_NS = 5_000_000_000
+_MOST_OF_A_GAP_S = 5.0
 _LONGEST_PERIOD_NS = 10_000_000_000
 _NUM_GAPS = 9
 _MISSING_PERIODS = 2.5
@@ -81,16 +81,17 @@ class Rhythm:
 class Hysteresis:
     """Follows darkness; the first value decides at once, later ones must hold for a while.
 
-    Two values alone change nothing, however far apart their stamps: a gap counts for at most half the wait and 5 s. A
-    stamp over 2 s back or 15 s ahead is a jump: the condition stays, and the count begins anew.
+    Two values alone change nothing, however far apart their stamps: a gap counts for half the wait at most, and for 5 s
+    or 2.5 usual gaps. A stamp over 2 s back or 15 s ahead is a jump: the condition stays, and the count begins anew.
     """
 
     def __init__(self, settings: HysteresisSettings) -> None:
         self.settings = settings
         self.condition: Condition | None = None  # None before the first value
         self._wanted: Condition | None = None  # what it would change to
-        self._held_ns = 0  # for how long
+        self._held_ns = 0.0  # for how long
         self._newest_ns: int | None = None
+        self._rhythm = Rhythm()  # of the stamps
 
     def update(self, darkness: float, stamp_ns: int) -> Condition:
         passed_ns = self._passed(stamp_ns)
@@ -100,9 +101,9 @@ class Hysteresis:
             return target
         wait_ns = (self.settings.leave_s if target == "twilight" else self.settings.enter_s) * 1e9
         if self._wanted != target:
-            self._wanted, self._held_ns = target, 0
+            self._wanted, self._held_ns = target, 0.0
         else:
-            self._held_ns += min(passed_ns, _MOST_OF_A_GAP_NS, round(wait_ns / 2))
+            self._held_ns += min(passed_ns, self._rhythm.limit_ns(least_s=_MOST_OF_A_GAP_S), wait_ns / 2)
         if self._held_ns >= wait_ns:
             self.condition, self._wanted = target, None
         return self.condition
@@ -117,6 +118,7 @@ class Hysteresis:
 
     def _passed(self, stamp_ns: int) -> int:
         """Time since the newest stamp; 0 for an older one and after a jump."""
+        self._rhythm.note(stamp_ns)
         newest_ns = self._newest_ns
         if newest_ns is None or not -_JUMP_BACK_NS <= stamp_ns - newest_ns <= _ABSENCE_NS:
             self.interrupt()
