@@ -41,6 +41,7 @@ class FakeSegmenter:
         self.kept: list[bool] = []
 
     def predict(self, frame: Frame, *, keep: bool) -> LabelledFrame:
+        assert not frame.cameras
         self.kept.append(keep)
         number = (frame.stamp_ns - START_NS) // (PERIOD_S * 10**9)
         return LabelledFrame(
@@ -61,7 +62,7 @@ def said_of(frame: Frame, number: int) -> np.ndarray:
 
 
 class FollowingMode:
-    """Writes down what it is asked, and changes the bank by condition."""
+    """Writes down what it is asked, changes the bank by condition and leaves out every camera."""
 
     keeps = True
 
@@ -69,11 +70,13 @@ class FollowingMode:
         self._segmenter = segmenter
         self.calls: list[tuple[str, int]] = []
 
-    def choose(self, frame: Frame, light: FrameLight) -> None:
+    def choose(self, frame: Frame, light: FrameLight) -> Frame:
         self.calls.append(("choose", frame.stamp_ns))
         self._segmenter.bank = light.condition or "day"
+        return replace(frame, cameras=())
 
     def observe(self, frame: Frame, labelled: LabelledFrame, light: FrameLight) -> None:
+        assert not frame.cameras, "what was labelled is what is observed"
         self.calls.append(("observe", frame.stamp_ns))
 
     def facts(self) -> dict[str, int]:
