@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from xmodal_seg.adaptation.settings import AdaptationSettings
-from xmodal_seg.config import parse_settings
+from xmodal_seg.config import load_settings, parse_settings
+
+RECIPES = Path(__file__).parents[1] / "training" / "recipes" / "adaptation"
 
 
 @pytest.mark.parametrize(
@@ -38,3 +42,33 @@ def test_an_experiment_may_remove_every_guard() -> None:
 
 def test_it_is_off_by_default() -> None:
     assert AdaptationSettings().mode == "off"
+
+
+@pytest.mark.parametrize(
+    ("name", "removed"),
+    [
+        ("without_reference", {"step": {"reference_weight": 0.0}}),
+        ("without_gate", {"gate": {"enabled": False}}),
+        ("without_frozen_statistics", {"step": {"norm_statistics": "moving"}}),
+        ("without_pull_back", {"step": {"pull_back": 0.0}}),
+        (
+            "without_all_four",
+            {
+                "step": {"reference_weight": 0.0, "norm_statistics": "moving", "pull_back": 0.0},
+                "gate": {"enabled": False},
+            },
+        ),
+    ],
+)
+def test_recipes_without_a_guard_differ_from_the_drive_in_nothing_else(name: str, removed: dict) -> None:
+    drive = load_settings(AdaptationSettings, RECIPES / "drive.yaml")
+    parts = {part: getattr(drive, part).model_copy(update=changes) for part, changes in removed.items()}
+    expected = drive.model_copy(update={"experiment": True, **parts})
+    assert load_settings(AdaptationSettings, RECIPES / f"{name}.yaml") == expected
+
+
+def test_every_recipe_of_adaptation_is_valid() -> None:
+    recipes = sorted(RECIPES.glob("*.yaml"))
+    assert len(recipes) >= 7
+    for path in recipes:
+        assert load_settings(AdaptationSettings, path).mode == "on"
