@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from adaptation_parts import DAY, Light, make_segmenter, make_settings, score, stream_frame
+from adaptation_parts import DAY, make_segmenter, make_settings, score, stream_frame
 
 from xmodal_seg.adaptation.adapter import OnlineAdapter
 from xmodal_seg.adaptation.driving import label_and_adapt
 from xmodal_seg.adaptation.events import Event
+from xmodal_seg.adaptation.light import CameraLight
 from xmodal_seg.checkpoint import bank_state
 from xmodal_seg.structures import Frame
 from xmodal_seg.tensor_files import hash_tensors
@@ -36,15 +37,18 @@ class Drive:
         self,
         frames: int,
         *,
-        lights: dict[str, Light] | None = None,
-        spoil: Callable[[Frame], Frame] = lambda frame: frame,
+        lights: Mapping[str, CameraLight] | Callable[[Frame], Mapping[str, CameraLight]] = DAY,
+        spoil: Callable[[Frame], Frame | None] = lambda frame: frame,
         brightness: float = 1.0,
     ) -> None:
+        """`lights` as they are, or as somebody estimates them from each frame; a frame that is lost is not labelled."""
         for _ in range(frames):
             frame = spoil(stream_frame(self.number, brightness=brightness))
-            labelled = label_and_adapt(self.adapter, self.segmenter, frame, lights=DAY if lights is None else lights)
-            self.versions.append(labelled.model_version)
             self.number += 1
+            if frame is None:
+                continue
+            seen = lights(frame) if callable(lights) else lights
+            self.versions.append(label_and_adapt(self.adapter, self.segmenter, frame, lights=seen).model_version)
 
     def state(self) -> str:
         """A hash of all that serves."""

@@ -19,6 +19,7 @@ from adaptation_parts import (
     SETTINGS,
     VERSION,
     Light,
+    make_segmenter,
     make_settings,
     score,
     stream_frame,
@@ -577,6 +578,55 @@ def test_threads_that_begin_to_compute_later_do_not_inherit_its_number_of_thread
     inference.join()
     assert thread.stop(timeout_s=20)
     assert seen == [before]
+
+
+def test_what_is_served_beside_the_adapters_thread_is_what_its_version_says() -> None:
+    """The adapter publishes from its own thread, others take back; every frame is labelled by one whole version."""
+    drive, frame = Drive(), HELD_OUT[0]
+    values = {VERSION: drive.adapter._parts["default"].reference}
+    offer = drive.adapter._publisher.offer
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        version = offer(*args, **kwargs)
+        if version is not None:
+            values[f"{VERSION}+{version.name}"] = version.values
+        return version
+
+    drive.adapter._publisher.offer = recorded  # type: ignore[method-assign]
+    said: list[tuple[str, bytes]] = []
+    stopping = threading.Event()
+
+    def infer() -> None:
+        while not stopping.is_set():
+            drive.adapter.serve(drive.segmenter)
+            labelled = drive.segmenter.predict(frame)
+            said.append((labelled.model_version, labelled.probability.tobytes()))
+            seen = stream_frame(drive.number)
+            drive.adapter.observe(seen, drive.segmenter.predict(seen, keep=True), lights=DAY)
+            drive.number += 1
+
+    inference = threading.Thread(target=infer)
+    thread = AdapterThread(drive.adapter, device=CPU, idle=lambda: True, num_threads=1, min_interval_s=0.0)
+    thread.start()
+    inference.start()
+    deadline_s, taken_back = time.monotonic() + 60, 0
+    while len({name for name, _ in said}) < 7 and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+        if drive.adapter.status().publications >= 3 * (taken_back + 1):
+            taken_back += 1
+            drive.adapter.reset() if taken_back % 2 else drive.adapter.rollback()
+    stopping.set()
+    inference.join(20)
+    assert thread.stop(timeout_s=20)
+
+    other, expected = make_segmenter(trained=True), dict[str, bytes]()
+    for name, tensors in values.items():
+        other.install_bank("default", tensors, model_version=name)
+        expected[name] = other.predict(frame).probability.tobytes()
+    assert taken_back >= 1
+    assert len({name for name, _ in said}) >= 7
+    assert len(set(expected.values())) == len(expected)
+    assert [name for name, labels in said if labels != expected[name]] == []
 
 
 def test_an_error_in_the_thread_ends_serving_what_was_learned() -> None:

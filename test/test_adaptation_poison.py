@@ -10,7 +10,11 @@ import pytest
 from adaptation_drive import HELD_OUT, Drive
 from adaptation_parts import DAY, NIGHT, Light, score, stream_frame
 
-from xmodal_seg.faults import black_images, shuffled_points
+from xmodal_seg.adaptation.light import CameraLight
+from xmodal_seg.evaluation_modes import LightOfFrames
+from xmodal_seg.faults import FAULTS, shuffled_points
+from xmodal_seg.lighting import LightingEstimator
+from xmodal_seg.lighting_model import load_coefficients
 from xmodal_seg.structures import Frame
 
 
@@ -38,11 +42,15 @@ def parked(frame: Frame) -> Frame:
     return replace(stream_frame(0), stamp_ns=frame.stamp_ns, cameras=frame.cameras)
 
 
-LOW = {"front": Light(guidance=0.1, condition="day", confidence=0.1)}  # what the estimator says of a failing camera
 # what happens, what the estimator says, what is to be noticed, and how many steps of 16 are taken nevertheless
 POISONS: dict[str, tuple[Callable[[Frame], Frame], dict[str, Light], str, int]] = {
-    "black images": (black_images, LOW, "low_confidence", 0),
-    "frozen camera": (lambda frame: replace(frame, cameras=stream_frame(3).cameras), DAY, "desync", 0),
+    "camera that stands still": (
+        lambda frame: replace(frame, cameras=stream_frame(3).cameras),
+        DAY,
+        "desync",
+        0,
+    ),
+    "unsure light": (lambda frame: frame, {"front": Light(confidence=0.1)}, "low_confidence", 0),
     "no images": (lambda frame: replace(frame, cameras=()), DAY, "no_camera", 0),
     "shuffled points": (shuffled_points, DAY, "sensors_disagree", 0),
     "wrong extrinsics": (turned, DAY, "sensors_disagree", 0),
@@ -66,5 +74,40 @@ def test_poison_pauses_learning_and_does_no_harm(name: str) -> None:
     assert any(kind in text for text in texts), texts
     assert drive.adapter.status().steps - steps <= most_steps
     drive.go(8)
+    assert drive.served() >= shipped - 0.5
+    assert drive.adapter.status().paused == ()
+
+
+class Estimated:
+    """The light as the real estimator sees it, frame by frame; these small pictures are night to it."""
+
+    def __init__(self) -> None:
+        self._light_of = LightOfFrames(estimator=LightingEstimator(coefficients=load_coefficients(None)))
+
+    def __call__(self, frame: Frame) -> dict[str, CameraLight]:
+        return {camera.name: camera for camera in self._light_of(frame).cameras}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "most_steps"),
+    [
+        ("black images", "low_confidence", 0),
+        ("frozen cameras", "low_confidence", 3),  # until an equal image is older than a second
+        ("lost messages", "no_camera", 8),
+        ("clock jumps", "clock_jump", 12),  # it learns on in between
+    ],
+)
+def test_sensors_that_fail_are_noticed_by_the_estimator_and_the_guards(name: str, reason: str, most_steps: int) -> None:
+    """With stamps that go on, only the images themselves tell that a camera has stopped."""
+    drive, light_of = Drive(guards={"settle_frames": 2}), Estimated()
+    shipped = score(drive.segmenter, HELD_OUT)
+    drive.go(14, lights=light_of)
+    before, steps = len(drive.adapter.events.newest), drive.adapter.status().steps
+    assert steps >= 8
+    drive.go(16, lights=light_of, spoil=FAULTS[name]())
+    paused = {event.text for event in drive.adapter.events.newest[before:] if event.kind == "paused"}
+    assert reason in paused
+    assert drive.adapter.status().steps - steps <= most_steps
+    drive.go(8, lights=light_of)
     assert drive.served() >= shipped - 0.5
     assert drive.adapter.status().paused == ()
