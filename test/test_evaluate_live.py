@@ -127,10 +127,11 @@ def test_parameters_are_those_of_a_robot(home: Path, tmp_path: Path):
     assert not {"pace_topic", "pace_input"} & set(off["/play_bag"]["ros__parameters"])
     assert select["/lighting"]["ros__parameters"]["cameras"] == ["front"]
     assert "&id" not in yaml.safe_dump(select), "rcl reads no aliases"
-    assert [each["/xmodal_seg"]["ros__parameters"]["adaptation"]["mode"] for each in (off, select)] == ["off", "select"]
-    adaptation = on["/xmodal_seg"]["ros__parameters"]["adaptation"]
-    assert (adaptation["mode"], adaptation["steps_per_turn"], adaptation["labelled_frames"]) == ("on", 2, str(tmp_path))
-    assert isinstance(adaptation["step"]["pull_back"], float), "rcl tells 0 from 0.0"
+    assert [each["/xmodal_seg"]["ros__parameters"]["adaptation.mode"] for each in (off, select)] == ["off", "select"]
+    adaptation = on["/xmodal_seg"]["ros__parameters"]
+    assert (adaptation["adaptation.mode"], adaptation["adaptation.steps_per_turn"]) == ("on", 2)
+    assert adaptation["adaptation.labelled_frames"] == str(tmp_path)
+    assert isinstance(adaptation["adaptation.step.pull_back"], float), "rcl tells 0 from 0.0"
     assert "/lighting" in on
 
 

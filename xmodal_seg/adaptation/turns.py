@@ -257,6 +257,7 @@ class Turns:
         learner.strike(values, steps=steps)
         if learner.strikes >= self._settings.max_strikes:
             self._withdraw(list(self.learners))
+            self._untried.clear()  # what holds them is no longer on disk either
             learner.forgive()
             learner.restart(learner.reference)
             self.gave_up = True

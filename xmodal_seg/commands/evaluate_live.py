@@ -89,7 +89,7 @@ def live_parameters(given: Input, arguments: argparse.Namespace, *, mode: str) -
     # The lighting node hears points and images too, so these say nothing about the segmentation node.
     player["wait_for_topics"] += [camera.camera_info for camera in given.topics.cameras]
     segmentation["lighting_topic"] = "" if mode == "off" else "lighting"
-    segmentation["adaptation"] = _adaptation(arguments, mode=mode)
+    segmentation.update(_adaptation(arguments, mode=mode))
     if mode != "off":
         shared = ("use_sim_time", "autostart", "cameras", "image_topics", "image_transport", "points_topic")
         # Copied, since YAML writes one object in two places as an alias, which rcl does not read.
@@ -102,11 +102,20 @@ def _adaptation(arguments: argparse.Namespace, *, mode: str) -> dict[str, Any]:
     """Parameters `adaptation.*`: those of the file, every one written out, so that numbers have the types of theirs."""
     from xmodal_seg.adaptation.settings import AdaptationSettings
     from xmodal_seg.config import load_settings
+    from xmodal_seg.nodes.parameters import parameter_table
 
     path = arguments.adaptation
     settings = AdaptationSettings() if path is None else load_settings(AdaptationSettings, Path(path))
-    frames = {} if arguments.labelled_frames is None else {"labelled_frames": str(arguments.labelled_frames)}
-    return {**settings.model_dump(mode="json"), "mode": mode, **frames}
+    values = {}
+    for row in parameter_table(AdaptationSettings):
+        value: Any = settings.model_dump(mode="json")
+        for part in row.name.split("."):
+            value = value[part]
+        values[f"adaptation.{row.name}"] = value
+    values["adaptation.mode"] = mode
+    if arguments.labelled_frames is not None:
+        values["adaptation.labelled_frames"] = str(arguments.labelled_frames)
+    return values
 
 
 def scored_answers(
