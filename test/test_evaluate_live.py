@@ -50,6 +50,7 @@ class FakeRecorder:
     ages_ms: list[float] = field(default_factory=lambda: [10.0, 20.0, 90.0])
     statuses: list[Status] = field(default_factory=list)
     adaptation: list[Status] = field(default_factory=list)
+    served: dict[int, dict[str, str]] = field(default_factory=dict)
 
     def answer(self, frame: Frame, labels: np.ndarray) -> None:
         message = labelled_message(frame, labels, np.ones(len(labels), np.float32), SPACE)
@@ -67,6 +68,7 @@ def heard() -> FakeRecorder:
     for number in (0, 1, 1, 3):
         frame = drive()[number]
         recorder.answer(frame, np.where(frame.labels < 0, 0, frame.labels).astype(np.uint8))
+        recorder.served[frame.stamp_ns] = {"bank": "night" if number else "day", "version": f"v{number}"}
     light = {"lambda": "0.25", "lighting confidence": "0.5", "condition": "night"}
     recorder.say(0.0, busy_s="0")
     recorder.say(PERIOD_S, model="version abc, bank day, of five", bank="day", frames="1", **{"stage model": "7"})
@@ -82,7 +84,7 @@ def test_answers_are_scored_with_what_the_diagnostics_said_then():
     assert [each.score.number for each in scored] == [0, 1, 3]
     assert [each.score.minute for each in scored] == [0, 0, 0]
     assert [each.score.bank for each in scored] == ["day", "night", "night"]
-    assert {each.score.model_version for each in scored} == {"abc"}
+    assert [each.score.model_version for each in scored] == ["v0", "v1", "v3"]
     assert [each.score.light.guidance for each in scored] == [None, 0.25, 0.25]
     assert {each.score.condition for each in scored} == {"day"}
     assert all(each.score.confusion.mean_iou() == 100 for each in scored)

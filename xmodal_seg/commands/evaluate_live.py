@@ -121,7 +121,7 @@ def _adaptation(arguments: argparse.Namespace, *, mode: str) -> dict[str, Any]:
 def scored_answers(
     frames: Iterable[Frame], recorder: Recorder, *, label_space: LabelSpace, conditions: Conditions
 ) -> Iterator[ScoredFrame]:
-    """The frames that were answered, scored; bank, version and light are those of the diagnostics at that time.
+    """The frames that were answered, scored; the light is that of the diagnostics at that time.
 
     Raises ValueError for an answer with another number of points than its sweep.
     """
@@ -148,14 +148,15 @@ def scored_answers(
             )
         status = _status_at(recorder.statuses, recorder.answered_s[frame.stamp_ns])
         light = _light_of(status)
+        served = recorder.served.get(frame.stamp_ns, {})
         score = FrameScore(
             number=number,
             stamp_ns=frame.stamp_ns,
             minute=(frame.stamp_ns - start_ns) // MINUTE_NS,
             condition=conditions.at(frame.stamp_ns) or light.condition,
             light=light,
-            bank=status.get("bank", ""),
-            model_version=status.get("model", "").partition(",")[0].removeprefix("version "),
+            bank=served.get("bank", ""),
+            model_version=served.get("version", ""),
             confusion=compare(frame, labels, num_classes=label_space.num_classes),
             times_ms={},
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, PointCloud2
@@ -15,6 +16,7 @@ from xmodal_seg.geometry import project_frame
 from xmodal_seg.inference import LabelledFrame
 from xmodal_seg.labels import LabelSpace
 from xmodal_seg.nodes.conversions import (
+    diagnostic_status,
     image_message,
     label_info_message,
     label_info_type,
@@ -36,7 +38,7 @@ TIMES = ("assemble", "prepare", "model", "decide", "publish", "frame", "pipeline
 
 
 class Outputs:
-    """`~/points`, `~/overlay`, `~/label_image`, `~/label_info` and `~/debug/*_ms`.
+    """`~/points`, `~/served`, `~/overlay`, `~/label_image`, `~/label_info` and `~/debug/*_ms`.
 
     Overlay and label image are of the first of `cameras`. Reliable, so that both kinds of subscriber hear them.
     """
@@ -46,6 +48,7 @@ class Outputs:
         self._label_space = label_space
         self._palette = label_space.palette()
         self._points = node.create_lifecycle_publisher(PointCloud2, "~/points", _RELIABLE)
+        self._served = node.create_lifecycle_publisher(DiagnosticArray, "~/served", _RELIABLE)
         self._overlay = node.create_lifecycle_publisher(Image, "~/overlay", _RELIABLE)
         self._label_image = node.create_lifecycle_publisher(Image, "~/label_image", _RELIABLE)
         self._label_info: Any = node.create_publisher(label_info_type(), "~/label_info", _LATCHED)
@@ -56,6 +59,20 @@ class Outputs:
         """Publish the latched class names."""
         stamp = self._node.get_clock().now().to_msg()
         self._label_info.publish(label_info_message(self._label_space, header=Header(stamp=stamp)))
+
+    def publish_served(self, header: Header, frame: Frame, labelled: LabelledFrame) -> None:
+        """What labelled the sweep with this header: bank, version and cameras, under the sweep's stamp."""
+        status = diagnostic_status(
+            name=f"{self._node.get_name()}: served",
+            level="OK",
+            message=f"bank {labelled.bank}, version {labelled.model_version}",
+            values={
+                "bank": labelled.bank,
+                "version": labelled.model_version,
+                "cameras": ", ".join(view.name for view in frame.cameras),
+            },
+        )
+        self._served.publish(DiagnosticArray(header=header, status=[status]))
 
     def publish_cloud(self, header: Header, frame: Frame, labelled: LabelledFrame) -> None:
         """The labelled cloud: the input's header, point count and order."""
@@ -97,7 +114,7 @@ class Outputs:
 
     def close(self) -> None:
         """Destroy every publisher."""
-        for publisher in (self._points, self._overlay, self._label_image):
+        for publisher in (self._points, self._served, self._overlay, self._label_image):
             self._node.destroy_lifecycle_publisher(publisher)
         for publisher in (self._label_info, *self._debug.values()):
             self._node.destroy_publisher(publisher)

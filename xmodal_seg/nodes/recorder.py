@@ -18,10 +18,12 @@ from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Float32
 
 from xmodal_seg.bag_writing import LABELLED_TOPIC
+from xmodal_seg.messages import stamp_ns
 from xmodal_seg.nodes.playback import header_stamp_ns
 
 NODE_NAME = "xmodal_seg"
 AGE_TOPIC = f"/{NODE_NAME}/debug/pipeline_latency_ms"
+SERVED_TOPIC = f"/{NODE_NAME}/served"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class Recorder:
     """Serialised labelled clouds in order of arrival and diagnostics; made by `recording`.
 
     With `points_topic` also when each sweep and its answer came here, on the steady clock by the sweep's stamp in ns,
-    and the ages at publishing that the node reports.
+    what labelled it (by the same stamp), and the ages at publishing that the node reports.
     """
 
     def __init__(self, *, context: Context, points_topic: str | None = None) -> None:
@@ -48,6 +50,7 @@ class Recorder:
         self.ages_ms: list[float] = []
         self.statuses: list[Status] = []
         self.adaptation: list[Status] = []
+        self.served: dict[int, dict[str, str]] = {}
         self._node = rclpy.create_node("xmodal_seg_recorder", context=context)
         reliable = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
         self._node.create_subscription(PointCloud2, LABELLED_TOPIC, self._cloud, reliable, raw=True)
@@ -56,6 +59,7 @@ class Recorder:
             newest = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
             self._node.create_subscription(PointCloud2, points_topic, self._sweep, newest, raw=True)
             self._node.create_subscription(Float32, AGE_TOPIC, self._age, reliable)
+            self._node.create_subscription(DiagnosticArray, SERVED_TOPIC, self._what_served, reliable)
         self._executor = SingleThreadedExecutor(context=context)
         self._executor.add_node(self._node)
 
@@ -76,6 +80,9 @@ class Recorder:
 
     def _age(self, message: Float32) -> None:
         self.ages_ms.append(message.data)
+
+    def _what_served(self, message: DiagnosticArray) -> None:
+        self.served[stamp_ns(message)] = {entry.key: entry.value for entry in message.status[0].values}
 
     def _diagnostics(self, message: DiagnosticArray) -> None:
         kept = {f"{NODE_NAME}: segmentation": self.statuses, f"{NODE_NAME}: adaptation": self.adaptation}

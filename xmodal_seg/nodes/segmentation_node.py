@@ -231,6 +231,7 @@ class SegmentationNode(LifecycleNode):
         if labelled.num_left_out:
             self._health.count("points_left_out", labelled.num_left_out)
         outputs = configured.outputs
+        outputs.publish_served(pair.cloud.header, frame, labelled)
         outputs.publish_cloud(pair.cloud.header, assembled.frame, labelled)
         headers = {name: paired.image.header for name, paired in pair.images.items()}
         outputs.publish_images(assembled.frame, labelled, headers=headers, radius=self.settings.overlay_radius_px)
