@@ -75,12 +75,21 @@ class FrequencyBands(TuningModule):
         self.router = nn.Linear(width, len(self.bands))
 
     def forward(self, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """(I, h w, D) patch tokens row by row -> (I, h w, D) to be added to them."""
-        low = low_frequencies(patches, grid, share=self.low_pass)
+        """(I, h w, D) patch tokens row by row -> (I, h w, D) to be added to them.
+
+        Filters and projections commute, so the few projected channels are filtered in place of all D, and the three
+        ways up are one product.
+        """
+        low, high, whole = (bottleneck.down for bottleneck in self.bottlenecks)
+        projected = functional.linear(patches, torch.cat([low.weight, high.weight]))
+        below_low, below_high = low_frequencies(projected, grid, share=self.low_pass).chunk(2, dim=-1)
+        above_high = projected.chunk(2, dim=-1)[1] - below_high
+        hidden = torch.stack([below_low + low.bias, above_high + high.bias, whole(patches)], dim=-2)
         weights = self.router(patches).softmax(dim=-1)
-        banded = zip(self.bottlenecks, (low, patches - low, patches), strict=True)
-        added = [weights[..., [i]] * bottleneck(tokens) for i, (bottleneck, tokens) in enumerate(banded)]
-        return added[0] + added[1] + added[2]
+        weighted = functional.gelu(hidden) * weights[..., None]
+        ways_up = [bottleneck.up for bottleneck in self.bottlenecks]
+        up = torch.cat([way.weight for way in ways_up], dim=1)
+        return functional.linear(weighted.flatten(-2), up) + weights @ torch.stack([way.bias for way in ways_up])
 
 
 def low_frequencies(patches: torch.Tensor, grid: tuple[int, int], *, share: float) -> torch.Tensor:
