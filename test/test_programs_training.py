@@ -49,6 +49,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "vfm": {"model": {"image_backbone": tiny_vfm()}, "feature_cache": True},
         "another_vfm": {"model": {"image_backbone": other}},
         "tuned_vfm": {"model": {"image_backbone": {**tiny_vfm(), "tuning": TUNING}}},
+        "gated_vfm": {"model": {"image_backbone": {**tiny_vfm(), "tuning": TUNING}}},
         "unet": {"model": {"image_backbone": unet}},
     }
     write(recipes / "sizes" / "small.yaml", {"recipe": {}, "image_networks": networks})

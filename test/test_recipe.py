@@ -56,6 +56,13 @@ def test_methods_differ_in_networks_and_losses_only() -> None:
 
 
 @pytest.mark.parametrize("size", ["small", "full"])
+def test_settings_of_the_gate_are_in_no_other_recipe(size: str) -> None:
+    for method in ("ours_lora", "ours_all_modules", "target_only_all_modules"):
+        tuning = composed("sim_day_night", method, size).model.image_backbone.tuning
+        assert {"top_k", "warmup", "every", "max_swaps"}.isdisjoint(tuning.model_dump(exclude_defaults=True))
+
+
+@pytest.mark.parametrize("size", ["small", "full"])
 def test_tuned_methods_are_ours_but_for_tuning_and_cache(size: str) -> None:
     ours = composed("sim_day_night", "ours", size).model_dump(mode="json")
     for method, kind in (("ours_lora", "lora"), ("ours_all_modules", "all"), ("ours_gate", "gate")):

@@ -45,7 +45,15 @@ ROWS = (
     "ours",
     "ours_pl",
 )
-TUNING_ROWS = ("source_only_ours", "ours", "ours_lora", "ours_all_modules", "ours_gate")
+TUNING_ROWS = (
+    "source_only_ours",
+    "target_only_ours",
+    "target_only_all_modules",
+    "ours",
+    "ours_lora",
+    "ours_all_modules",
+    "ours_gate",
+)
 PROTOCOLS = {
     "best": "Each head's best checkpoint by target validation (the paper's protocol)",
     "best_single": "The one checkpoint with the best ensemble by target validation",
@@ -165,7 +173,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--benchmark", choices=sorted(BENCHMARKS), default="sim")
     parser.add_argument("--shifts", nargs="+", help="default: those of the benchmark")
-    parser.add_argument("--methods", nargs="+", help="default: the ten rows of the table; of tuning, five")
+    parser.add_argument("--methods", nargs="+", help="default: the ten rows of the table; of tuning, seven")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--size", default="small")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; with more than one, each has one thread")
