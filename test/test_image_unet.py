@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
+from torch.nn import functional
 
 from xmodal_seg.config import ImageBackboneSettings
 from xmodal_seg.models.image_unet import ImageUNet
@@ -34,16 +35,29 @@ def test_narrow_gives_half_resolution():
     assert sum(p.numel() for p in unet.parameters()) < 0.01 * sum(p.numel() for p in _unet("resnet34").parameters())
 
 
+def prepared(unet: ImageUNet, image: torch.Tensor) -> torch.Tensor:
+    """What the encoder sees of an image, without the padding."""
+    if not unet.encoder.standardises:
+        return image
+    values = image.numpy()
+    return torch.from_numpy((values - values.mean()) / values.std(ddof=1))
+
+
+def test_the_narrow_one_sees_the_same_by_day_and_in_a_quarter_of_the_light():
+    unet = _unet("narrow", width=4).eval()
+    day = torch.rand(2, 3, 32, 48)
+    torch.testing.assert_close(unet(day / 4), unet(day), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(unet(day)[0], unet(day.flip(0))[0])
+    assert torch.isfinite(unet(torch.full((1, 3, 32, 48), 0.3))).all()
+
+
 @pytest.mark.parametrize("name", ["resnet34", "narrow"])
 def test_padding_is_right_and_below_and_training_reaches_every_parameter(name):
     unet = _unet(name, width=5).eval()
-    image = torch.rand(1, 3, 32, 32)
-    image[:, :, 20:] = 0
-    image[:, :, :, 20:] = 0
-    stride = unet.encoder.stride
-    torch.testing.assert_close(
-        unet(image[:, :, :20, :20]), unet(image)[..., : 20 // stride, : 20 // stride], atol=1e-5, rtol=1e-4
-    )
+    image = torch.rand(1, 3, 20, 20)
+    whole = unet.decoder(unet.encoder(functional.pad(prepared(unet, image), (0, 12, 0, 12))))
+    size = 20 // unet.encoder.stride
+    torch.testing.assert_close(unet(image), whole[..., :size, :size], atol=1e-5, rtol=1e-4)
 
     unet.train()
     unet(torch.rand(2, 3, 33, 47)).square().mean().backward()

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_world import SHIFT, tiny_values, tiny_vfm, write_tiny_world
+from tiny_world import SHIFT, tiny_recipe, tiny_values, tiny_vfm, write_tiny_world
 
 from xmodal_seg.checkpoint import load_checkpoint
 from xmodal_seg.training.recipe import Recipe, compose
 from xmodal_seg.training.run import make_run_pseudo_labels
-from xmodal_seg.training.table_runs import FIRST_STAGE
+from xmodal_seg.training.table_runs import FIRST_STAGE, Run
 
 PROGRAMS = Path(__file__).parent.parent / "training"
 METHODS = sorted(path.stem for path in (PROGRAMS / "recipes" / "methods").glob("*.yaml"))
@@ -151,6 +151,19 @@ def test_runs_become_the_banks_of_one_checkpoint(
     assert "results.json is missing" in capsys.readouterr().err
     assert merge_banks.main(["--bank", "day", "--out", str(out)]) == 1
     assert "expected NAME=RUN, got 'day'" in capsys.readouterr().err
+
+
+def test_a_first_stage_of_which_only_the_line_is_left_is_made_again(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path)
+    first = Run(recipe=recipe, key={"recipe_hash": "abc"}, folder=tmp_path / "first")
+    second = Run(recipe=recipe, key={}, folder=tmp_path / "second", first_stage=tmp_path / "first")
+    other = Run(recipe=recipe, key={}, folder=tmp_path / "other")
+    assert reproduce_table._is_needed(first, [second])
+    assert not reproduce_table._is_needed(first, [other])
+    for found, needed in (("abc", False), ("of another recipe", True)):
+        first.folder.mkdir(exist_ok=True)
+        (first.folder / "results.json").write_text(json.dumps({"recipe_hash": found}))
+        assert reproduce_table._is_needed(first, [second]) == needed
 
 
 def test_tables_ask_for_shifts_and_methods_that_there_are() -> None:

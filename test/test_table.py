@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_world import tiny_recipe
 
 from xmodal_seg.config import HeadSettings
 from xmodal_seg.training.table import Row, code_hash, columns_of, find_row, make_row, markdown, read_rows
+from xmodal_seg.training.table_runs import Finished, Run, _in_pool
 
 OURS = HeadSettings()
 XMUDA = HeadSettings(main=("2d", "3d"), mimic=(), ensemble=("2d", "3d"))
@@ -23,6 +26,22 @@ def row(method: str, seed: int, heads: HeadSettings, **scores: float) -> Row:
     }
     test = dict.fromkeys(("best", "best_single", "last"), of_heads)
     return make_row(key, code_hash="c", minutes=1.0, heads=heads, test=test)
+
+
+def test_second_stages_come_before_chains_that_have_not_begun(tmp_path: Path) -> None:
+    runs = {name: Run(recipe=tiny_recipe(tmp_path), key={"method": name}, folder=tmp_path / name) for name in "abcd"}
+    order: list[str] = []
+
+    def submit(_: Any, run: Run) -> Future[Finished]:
+        order.append(run.key["method"])
+        future: Future[Finished] = Future()
+        future.set_result(Finished(run=run, error="broken" if run is runs["c"] else None))
+        return future
+
+    chains = [[runs["a"], runs["b"]], [runs["c"], runs["d"]], [runs["d"]]]
+    finished = list(_in_pool(submit, chains, jobs=1))
+    assert order == ["a", "b", "c", "d"]
+    assert [each.error for each in finished] == [None, None, "broken", None]
 
 
 def test_columns_are_the_papers() -> None:

@@ -13,6 +13,7 @@ trained first where it is missing.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from xmodal_seg.training.data.tasks import open_domains
 from xmodal_seg.training.paper_numbers import SHIFTS, others_markdown
 from xmodal_seg.training.recipe import compose
+from xmodal_seg.training.run import RESULTS_FILE
 from xmodal_seg.training.run_log import append_row
 from xmodal_seg.training.table import FIELDS, Row, code_hash, find_row, make_row, markdown, read_rows
 from xmodal_seg.training.table_runs import FIRST_STAGE, Finished, Run, make_runs
@@ -53,6 +55,11 @@ TUNING_ROWS = (
     "ours_lora",
     "ours_all_modules",
     "ours_gate",
+)
+ABOUT_SMALL = (
+    "Size small: the image network of source_only, target_only, xmuda, xmuda_pl and xmuda_fuse is a narrow U-Net "
+    "(width 16, half the resolution) from random weights; the foundation model of all other rows is a stand-in, "
+    "pre-trained on simulated images."
 )
 PROTOCOLS = {
     "best": "Each head's best checkpoint by target validation (the paper's protocol)",
@@ -113,6 +120,8 @@ class Table:
             print(markdown(rows, shifts=arguments.shifts, methods=arguments.methods, protocol=protocol))
         if others := others_markdown(arguments.shifts):
             print(f"\n{others}")
+        if arguments.size == "small":
+            print(f"\n{ABOUT_SMALL}")
         versions = sorted({row["code_hash"] for row in rows})
         if len(versions) > 1:
             print(f"\nThese lines come from {len(versions)} versions of the code: {', '.join(versions)}")
@@ -125,7 +134,8 @@ class Table:
             for shift in self._arguments.shifts:
                 for names in _chains_of(self._arguments.methods):
                     chain = [self._run(shift, name, seed) for name in names]
-                    chains.append([run for run in chain if find_row(rows, run.key) is None])
+                    missing = [run for run in chain if find_row(rows, run.key) is None]
+                    chains.append([run for run in chain if run in missing or _is_needed(run, missing)])
         return [chain for chain in chains if chain]
 
     def _run(self, shift: str, method: str, seed: int) -> Run:
@@ -152,6 +162,8 @@ class Table:
 
     def _append(self, finished: Finished) -> None:
         assert finished.results is not None
+        if find_row(read_rows(self._csv), finished.run.key) is not None:
+            return  # a first stage whose line is there, made again for its second stage
         row = make_row(
             finished.run.key,
             code_hash=self._code_hash,
@@ -160,6 +172,14 @@ class Table:
             test=finished.results["test"],
         )
         append_row(self._csv, row, fields=FIELDS)
+
+
+def _is_needed(run: Run, missing: Sequence[Run]) -> bool:
+    """Whether a missing run learns from the pseudo-labels of this one, of which only the line in the CSV is left."""
+    if all(other.first_stage != run.folder for other in missing):
+        return False
+    path = run.folder / RESULTS_FILE
+    return not path.is_file() or json.loads(path.read_text())["recipe_hash"] != run.key["recipe_hash"]
 
 
 def _chains_of(methods: Sequence[str]) -> list[list[str]]:

@@ -14,6 +14,7 @@ from xmodal_seg.models.image_backbone import ImageBackbone, create_timm_model
 from xmodal_seg.models.lifting import LiftMode
 
 _DROPOUT = 0.4  # after the two deepest encoder stages, as xMUDA
+_LEAST_DEVIATION = 1 / 255
 _SIZE_MULTIPLE = 16  # px; the input is padded to it and the output cropped back
 
 
@@ -21,8 +22,9 @@ class ImageUNet(ImageBackbone):
     """Encoder-decoder with skip connections: (I, 3, H, W) in [0, 1] -> (I, width, h, w); trained from the first step.
 
     `name` picks the encoder: 'resnet34' is xMUDA's (h = H, w = W; weights 'hub' are ImageNet's), 'narrow' has `width`
-    to 8 * `width` channels and half the resolution (h = ceil(H / 2)). Like xMUDA it takes pixels in [0, 1] without
-    further normalisation, and a point reads the one pixel that holds it.
+    to 8 * `width` channels and half the resolution (h = ceil(H / 2)). Like xMUDA the former takes pixels in [0, 1]
+    without further normalisation; the narrow one sets each image to mean 0 and deviation 1, since from random weights
+    and a few hundred frames it would be blind by night. A point reads the one pixel that holds it.
 
     Raises ValueError for another name, and for 'narrow' with weights other than 'none'.
     """
@@ -49,6 +51,8 @@ class ImageUNet(ImageBackbone):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(I, 3, H, W) -> (I, width, h, w), of any H and W."""
         height, width = images.shape[-2:]
+        if self.encoder.standardises:
+            images = _standardised(images)
         padded = functional.pad(images, (0, -width % _SIZE_MULTIPLE, 0, -height % _SIZE_MULTIPLE))
         features = self.decoder(self.encoder(padded.contiguous(memory_format=torch.channels_last)))
         stride = self.encoder.stride
@@ -60,6 +64,7 @@ class ResNet34Encoder(nn.Module):
 
     channels = (64, 64, 128, 256, 512)
     stride = 1
+    standardises = False
 
     def __init__(self, *, settings: ImageBackboneSettings) -> None:
         super().__init__()
@@ -86,6 +91,7 @@ class NarrowEncoder(nn.Module):
     """Four stages of two 3x3 convolutions at 1/2, 1/4, 1/8 and 1/16 of the resolution."""
 
     stride = 2
+    standardises = True
 
     def __init__(self, *, settings: ImageBackboneSettings) -> None:
         super().__init__()
@@ -149,3 +155,10 @@ def _upsample(channels_in: int, channels_out: int) -> nn.Sequential:
         nn.BatchNorm2d(channels_out),
         nn.ReLU(inplace=True),
     )
+
+
+def _standardised(images: torch.Tensor) -> torch.Tensor:
+    """(I, 3, H, W) with mean 0 and deviation 1 over all pixels and colours of each image; a flat one becomes 0."""
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    deviation = images.std(dim=(1, 2, 3), keepdim=True)
+    return (images - mean) / deviation.clamp(min=_LEAST_DEVIATION)

@@ -19,16 +19,17 @@ class BestBanks:
 
     The paper's protocol reads every head from its own bank; the bank `ensemble` (the default one) is the checkpoint one
     would deploy. The score is mIoU with absent classes counted as zero, as the ancestors select. The checkpoint's
-    metadata hold score and step of each bank, so an interrupted run goes on from the folder.
+    metadata hold score and step of each bank, so an interrupted run goes on from the folder (`resume`); a new one
+    replaces what lies there.
     """
 
-    def __init__(self, folder: Path, *, label_space: LabelSpace, metadata: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, *, label_space: LabelSpace, metadata: dict[str, Any], resume: bool) -> None:
         self._folder = folder
         self._label_space = label_space
         self._metadata = metadata
         self._banks: dict[str, dict[str, torch.Tensor]] = {}
         self.records: dict[str, dict[str, float]] = {}  # bank -> score, step
-        if (folder / "checkpoint.json").is_file():
+        if resume and (folder / "checkpoint.json").is_file():
             stored = load_checkpoint(folder)
             self._banks = dict(stored.banks)
             self.records = dict(stored.metadata["best"])

@@ -28,7 +28,18 @@ FIELDS = (
     *(f"{protocol}_{column}_absent_zero" for protocol in PROTOCOLS for column in COLUMNS),
 )
 # What a result depends on; the rest of the package may change without making runs incomparable.
-_FILES = ("structures.py", "labels.py", "geometry.py", "voxels.py", "preprocess.py", "config.py", "losses.py")
+_FILES = (
+    "checkpoint.py",
+    "config.py",
+    "geometry.py",
+    "labels.py",
+    "losses.py",
+    "metrics.py",
+    "preprocess.py",
+    "structures.py",
+    "tensor_files.py",
+    "voxels.py",
+)
 _FOLDERS = ("models", "training", "simulation")
 
 Row = dict[str, str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from rich.console import Console
 
 from xmodal_seg.training.recipe import Recipe
 from xmodal_seg.training.run import evaluate_run, make_run_pseudo_labels, train
-from xmodal_seg.training.trainer import NonFiniteLossError
 
 # A second stage learns from the pseudo-labels of its first stage, of the same seed.
 FIRST_STAGE = {"ours_pl": "ours", "xmuda_pl": "xmuda"}
@@ -59,7 +59,7 @@ def make_runs(chains: Sequence[Sequence[Run]], *, jobs: int) -> Iterator[Finishe
         return
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes to come
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        yield from _in_pool(pool.submit, chains)
+        yield from _in_pool(pool.submit, chains, jobs=jobs)
 
 
 def make_run(run: Run) -> Finished:
@@ -74,21 +74,28 @@ def make_run(run: Run) -> Finished:
                 make_run_pseudo_labels(run.first_stage, run.recipe.data.pseudo_labels, console=console)
             train(run.recipe, run.folder, console=console)
             results = evaluate_run(run.folder, console=console)
-        except (ValueError, NonFiniteLossError) as error:
-            return Finished(run=run, error=f"{run.title}: {error}")
+        except Exception as error:  # of whatever kind: the other runs of the table go on
+            what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            return Finished(run=run, error=f"{run.title}: {what}")
     return Finished(run=run, minutes=(time.monotonic() - start_s) / 60, results=results)
 
 
-def _in_pool(submit: Callable[..., Future[Finished]], chains: Sequence[Sequence[Run]]) -> Iterator[Finished]:
+def _in_pool(
+    submit: Callable[..., Future[Finished]], chains: Sequence[Sequence[Run]], *, jobs: int
+) -> Iterator[Finished]:
+    """Chains begin in their order; a run whose first stage is done comes before chains that have not begun."""
     followers = {id(chain[i]): chain[i + 1] for chain in chains for i in range(len(chain) - 1)}
-    pending = {submit(make_run, chain[0]): chain[0] for chain in chains if chain}
-    while pending:
+    waiting = deque(chain[0] for chain in chains if chain)
+    pending: dict[Future[Finished], Run] = {}
+    while pending or waiting:
+        while waiting and len(pending) < jobs:
+            run = waiting.popleft()
+            pending[submit(make_run, run)] = run
         done, _ = wait(pending, return_when=FIRST_COMPLETED)
         for future in done:
             run, finished = pending.pop(future), future.result()
             if finished.error is None and id(run) in followers:
-                follower = followers[id(run)]
-                pending[submit(make_run, follower)] = follower
+                waiting.appendleft(followers[id(run)])
             yield finished
 
 

@@ -89,7 +89,8 @@ class Trainer:
         self._run_hash = f"{recipe.result_hash()}-{recipe.seed}-{domains.fingerprint}"
         self.step = 0
         out.mkdir(parents=True, exist_ok=True)
-        if (out / STATE_FILE).is_file():
+        is_begun = (out / STATE_FILE).is_file()
+        if is_begun:
             self.step = load_state(
                 out / STATE_FILE,
                 model=model,
@@ -102,7 +103,7 @@ class Trainer:
         self._check_same_step()
         self._metadata = {"trained": True, "recipe": recipe.model_dump(mode="json"), "data": domains.fingerprint}
         self._gate = self._module_gate()
-        self._best = BestBanks(out / BEST, label_space=domains.label_space, metadata=self._metadata)
+        self._best = BestBanks(out / BEST, label_space=domains.label_space, metadata=self._metadata, resume=is_begun)
 
     def fit(self) -> None:
         """Train to the recipe's number of steps; NonFiniteLossError before a step that would spoil the weights."""

@@ -80,16 +80,17 @@ class FrequencyBands(TuningModule):
         Filters and projections commute, so the few projected channels are filtered in place of all D, and the three
         ways up are one product.
         """
-        low, high, whole = (bottleneck.down for bottleneck in self.bottlenecks)
+        bottlenecks = [each for each in self.bottlenecks if isinstance(each, Bottleneck)]  # all of them, by type
+        low, high, whole = (each.down for each in bottlenecks)
         projected = functional.linear(patches, torch.cat([low.weight, high.weight]))
         below_low, below_high = low_frequencies(projected, grid, share=self.low_pass).chunk(2, dim=-1)
         above_high = projected.chunk(2, dim=-1)[1] - below_high
         hidden = torch.stack([below_low + low.bias, above_high + high.bias, whole(patches)], dim=-2)
         weights = self.router(patches).softmax(dim=-1)
         weighted = functional.gelu(hidden) * weights[..., None]
-        ways_up = [bottleneck.up for bottleneck in self.bottlenecks]
-        up = torch.cat([way.weight for way in ways_up], dim=1)
-        return functional.linear(weighted.flatten(-2), up) + weights @ torch.stack([way.bias for way in ways_up])
+        up = torch.cat([each.up.weight for each in bottlenecks], dim=1)
+        bias = torch.stack([each.up.bias for each in bottlenecks])
+        return functional.linear(weighted.flatten(-2), up) + weights @ bias
 
 
 def low_frequencies(patches: torch.Tensor, grid: tuple[int, int], *, share: float) -> torch.Tensor:
