@@ -38,8 +38,8 @@ class Child:
         return self._process.pid
 
     def exit_code(self) -> int | None:
-        """None while it runs."""
-        return self._process.poll()
+        """None while it runs; 0 also for a node that was done and whose middleware had to be cut off (SIGALRM)."""
+        return _meant(self._process.poll())
 
     def stop(self) -> int:
         """SIGINT, as Ctrl-C; SIGKILL to its whole group if it does not end. Returns the exit code."""
@@ -49,7 +49,7 @@ class Child:
                 self._process.wait(_STOP_TIMEOUT_S)
         with suppress(ProcessLookupError):  # also what it may have started itself
             os.killpg(self._process.pid, signal.SIGKILL)
-        return self._process.wait()
+        return _meant(self._process.wait()) or 0
 
     def last_lines(self, count: int = 5) -> str:
         """The end of what it printed."""
@@ -115,3 +115,7 @@ def free_domain() -> int:
             probe.bind(("", 7410 + 250 * domain))
             return domain
     raise ValueError("every ROS domain from 1 to 100 is in use on this machine")
+
+
+def _meant(code: int | None) -> int | None:
+    return 0 if code == -signal.SIGALRM else code

@@ -19,6 +19,7 @@ from rclpy.signals import SignalHandlerOptions
 
 _WAKE_S = 0.1
 _IMPATIENT_AFTER_S = 2.0
+_TAKE_DOWN_S = 10
 
 
 NodeT = TypeVar("NodeT", bound=Node)
@@ -36,7 +37,7 @@ def run_node(
 
     rclpy's own signal handlers are left out: they end the context while a worker may still publish. Here a signal
     interrupts the start or ends the spinning, `close` then stops the workers, and the context goes last. A second
-    signal, some seconds later, ends the process at once.
+    signal, some seconds later, ends the process at once. Where the middleware hangs when all is done, SIGALRM does.
 
     Args:
         make_node: may raise ValueError or a ParameterException, which become one sentence on stderr.
@@ -114,5 +115,20 @@ def _end(node: NodeT | None, close: Callable[[NodeT], None]) -> None:
             # A worker in a computation that does not end: taking the interpreter down under it would abort.
             print(f"xmodal_seg: {error}", file=sys.stderr, flush=True)
             os._exit(0)
+    _cut_off_after(_TAKE_DOWN_S)
+    if node is not None:
         node.destroy_node()
     rclpy.try_shutdown()
+    signal.alarm(0)
+
+
+def _cut_off_after(seconds: int) -> None:
+    """Let SIGALRM end the process if what follows hangs.
+
+    Fast DDS 3.2 sometimes locks itself up while it closes its TCP connections, and rclpy waits for it with the
+    interpreter's lock held, so that no thread and no signal handler of Python could do this.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(seconds)
