@@ -96,12 +96,13 @@ def copy_tensors(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.
 
 def _replace(temporary: Path, target: Path) -> None:
     """Rename once the data is on the disk, so that a power cut cannot leave an empty file under the final name."""
-    _flush(temporary)
+    flush(temporary)
     os.replace(temporary, target)
-    _flush(target.parent)
+    flush(target.parent)
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until the file, or the folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

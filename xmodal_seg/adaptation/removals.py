@@ -8,12 +8,11 @@ gone: whoever reads leaves out what is on the list, and whoever writes deletes t
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from xmodal_seg.tensor_files import write_text
+from xmodal_seg.tensor_files import flush, write_text
 
 _LIST = "removed.json"
 _INDEX = re.compile(r"[0-9a-f]+/[A-Za-z0-9_-]+/generation_(\d{6})\.json")
@@ -59,13 +58,5 @@ class Removals:
             for values in index.parent.glob(f"{index.stem.replace('generation', 'values')}.*.safetensors"):
                 values.unlink(missing_ok=True)
         for folder in {index.parent for index in pending if index.parent.is_dir()}:
-            _flush(folder)  # before the list goes: a power cut must not bring a generation back without it
+            flush(folder)  # before the list goes: a power cut must not bring a generation back without it
         self._list.unlink(missing_ok=True)
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -106,9 +106,9 @@ def _adaptation(arguments: argparse.Namespace, *, mode: str) -> dict[str, Any]:
 
     path = arguments.adaptation
     settings = AdaptationSettings() if path is None else load_settings(AdaptationSettings, Path(path))
-    values = {}
+    stated, values = settings.model_dump(mode="json"), {}
     for row in parameter_table(AdaptationSettings):
-        value: Any = settings.model_dump(mode="json")
+        value: Any = stated
         for part in row.name.split("."):
             value = value[part]
         values[f"adaptation.{row.name}"] = value
