@@ -25,9 +25,16 @@ from xmodal_seg.bag_topics import SensorTopics, read_label_space
 from xmodal_seg.bag_writing import GROUND_TRUTH_TOPIC, LABELLED_TOPIC, labelled_message
 from xmodal_seg.bags import write_bag
 from xmodal_seg.checkpoint import save_checkpoint
-from xmodal_seg.commands import demo, demo_report
+from xmodal_seg.commands import demo, demo_report, processes
 from xmodal_seg.commands.main import SUBCOMMANDS, main
-from xmodal_seg.commands.processes import child, deferred_interrupts, environment_variables, free_domain
+from xmodal_seg.commands.processes import (
+    NotMetError,
+    child,
+    deferred_interrupts,
+    environment_variables,
+    free_domain,
+    until_they_meet,
+)
 from xmodal_seg.commands.report import LabelReport
 from xmodal_seg.geometry import project_frame
 from xmodal_seg.inference import Segmenter
@@ -292,11 +299,49 @@ def test_interrupts_wait_for_a_safe_moment(number: int) -> None:
         os.kill(os.getpid(), number)
 
 
-def test_a_domain_in_use_is_not_taken() -> None:
-    domain = free_domain()
+def test_a_domain_in_use_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = free_domain()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
-        taken.bind(("", 7410 + 250 * domain))
-        assert free_domain() != domain
+        taken.bind(("", 7410 + 250 * used))
+        monkeypatch.setattr(processes, "_DOMAINS", (used,))
+        with pytest.raises(ValueError, match="every ROS domain"):
+            free_domain()
+
+
+def test_processes_that_do_not_meet_get_another_chance(capsys: pytest.CaptureFixture[str]) -> None:
+    patience: list[float] = []
+
+    def meet_at_last(seconds: float) -> str:
+        patience.append(seconds)
+        if len(patience) < 3:
+            raise NotMetError("nobody subscribed to /points")
+        return "met"
+
+    assert until_they_meet(meet_at_last) == "met"
+    assert patience == [60, 120, 300]
+    assert capsys.readouterr().err.count("started again: nobody subscribed to /points") == 2
+
+
+def test_processes_that_never_meet_end_in_the_last_reason() -> None:
+    reasons = iter(("first", "second", "third"))
+
+    def never(_: float) -> None:
+        raise NotMetError(next(reasons))
+
+    with pytest.raises(NotMetError, match="third"):
+        until_they_meet(never)
+
+
+def test_another_failure_is_not_tried_again() -> None:
+    attempts: list[float] = []
+
+    def fail(seconds: float) -> None:
+        attempts.append(seconds)
+        raise ValueError("no checkpoint here")
+
+    with pytest.raises(ValueError, match="no checkpoint here"):
+        until_they_meet(fail)
+    assert len(attempts) == 1
 
 
 # --- demo ------------------------------------------------------------------------------------------------------------
@@ -398,9 +443,14 @@ def test_ground_truth_is_not_shown_to_the_node(bag: Path) -> None:
 
 
 @pytest.mark.ros
-def test_demo_through_the_real_nodes_equals_label_bag(bag: Path, checkpoint: Path, tmp_path: Path) -> None:
+def test_demo_through_the_real_nodes_equals_label_bag(
+    bag: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first attempt is given no time, so that the second must leave nothing of it."""
+    monkeypatch.setattr(processes, "_PATIENCE_S", (0.001, 120.0, 300.0))
     arguments = ["--checkpoint", str(checkpoint), "--device", "cpu"]
     assert main(["demo", "--bag", str(bag), "--out", str(tmp_path / "demo"), *arguments]) == 0
+    assert "started again: [ERROR]" in capsys.readouterr().err
     assert main(["label-bag", str(bag), "--out", str(tmp_path / "offline"), *arguments]) == 0
     online, offline = read_labels(tmp_path / "demo" / "output"), read_labels(tmp_path / "offline" / "output")
     assert list(online) == list(offline)

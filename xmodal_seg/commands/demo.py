@@ -18,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from xmodal_seg.commands.processes import Child, child, deferred_interrupts, environment_variables, free_domain
+from xmodal_seg.commands.processes import (
+    Child,
+    NotMetError,
+    child,
+    deferred_interrupts,
+    environment_variables,
+    free_domain,
+    until_they_meet,
+)
 
 if TYPE_CHECKING:
     from xmodal_seg.bag_topics import SensorTopics
@@ -26,7 +34,6 @@ if TYPE_CHECKING:
 
 LABELLED_TOPIC = "/xmodal_seg/points"
 _SEED, _NUM_FRAMES = 7, 10  # of the generated bag
-_START_TIMEOUT_S = 300.0  # a large model on a slow disk
 _FRAME_TIMEOUT_S = 120.0
 _GRACE_S = 5.0  # for what is still on its way when the playback has ended
 
@@ -139,7 +146,6 @@ def node_parameters(given: Input, *, checkpoint: str | None, device: str) -> dic
         "bag": str(given.path),
         "topics": given.played,
         "wait_for_topics": [given.topics.points, *(camera.image for camera in cameras)],
-        "wait_timeout_s": _START_TIMEOUT_S,
         "pace_input": given.topics.points,
         "pace_topic": LABELLED_TOPIC,
         "pace_timeout_s": _FRAME_TIMEOUT_S,
@@ -152,6 +158,10 @@ def play_through_nodes(given: Input, out: Path) -> tuple[list[bytes], list[Statu
 
     Raises ValueError with the end of its log if a node fails.
     """
+    return until_they_meet(lambda patience_s: _play_once(given, out, patience_s=patience_s))
+
+
+def _play_once(given: Input, out: Path, *, patience_s: float) -> tuple[list[bytes], list[Status]]:
     from xmodal_seg.nodes.recorder import recording
 
     domain_id = free_domain()  # away from the robots that may be on this network
@@ -170,7 +180,10 @@ def play_through_nodes(given: Input, out: Path) -> tuple[list[bytes], list[Statu
             environment=environment,
         ) as segmentation,
         child(
-            "xmodal_seg.nodes.play_bag_node", arguments, log=logs / "play_bag_node.txt", environment=environment
+            "xmodal_seg.nodes.play_bag_node",
+            [*arguments, "-p", f"wait_timeout_s:={patience_s}"],
+            log=logs / "play_bag_node.txt",
+            environment=environment,
         ) as player,
     ):
         _follow(recorder, segmentation, player, num_sweeps=given.num_sweeps, check=check_interrupts)
@@ -186,6 +199,8 @@ def _follow(
     """Record until the playback has ended and what is on its way has come; `check` is asked all the time."""
     from rich.progress import Progress
 
+    from xmodal_seg.nodes.playback import NOBODY_LISTENED
+
     with Progress() as progress:
         task = progress.add_task("labelling", total=num_sweeps)
         end_s = None
@@ -195,6 +210,8 @@ def _follow(
             progress.update(task, completed=len(recorder.clouds))
             for process, may_end in ((segmentation, False), (player, True)):
                 code = process.exit_code()
+                if code == NOBODY_LISTENED and process is player:
+                    raise NotMetError(process.last_lines(1))
                 if code is not None and (code != 0 or not may_end):
                     raise ValueError(f"{process.name} ended early with exit code {code}:\n{process.last_lines()}")
             if end_s is None and player.exit_code() is not None:

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from xmodal_seg.commands.processes import Child, child, deferred_interrupts, environment_variables, free_domain
+from xmodal_seg.commands.processes import (
+    Child,
+    NotMetError,
+    child,
+    deferred_interrupts,
+    environment_variables,
+    free_domain,
+    until_they_meet,
+)
 
 if TYPE_CHECKING:
     from xmodal_seg.bag_evaluation import ScoredFrame
@@ -38,26 +46,34 @@ def play(arguments: argparse.Namespace, mode: str, out: Path) -> Recorder:
     Raises ValueError with the end of its log if a node fails.
     """
     from xmodal_seg.commands.demo import prepare_input
-    from xmodal_seg.nodes.recorder import recording
 
     given = prepare_input(arguments.bag, out)
     parameters = live_parameters(given, arguments, mode=mode)
     folder = out / f"live_{mode}"
     folder.mkdir(exist_ok=True)
     (folder / "parameters.yaml").write_text(yaml.safe_dump(parameters, sort_keys=False), encoding="utf-8")
+    return until_they_meet(lambda patience_s: _play_once(given, folder, mode=mode, patience_s=patience_s))
+
+
+def _play_once(given: Input, folder: Path, *, mode: str, patience_s: float) -> Recorder:
+    from xmodal_seg.nodes.recorder import recording
+
     domain_id = free_domain()
     environment = {"ROS_DOMAIN_ID": str(domain_id), "FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA"}
     node_arguments = ["--ros-args", "--params-file", str(folder / "parameters.yaml")]
-    names = ["segmentation_node", *([] if mode == "off" else ["lighting_node"]), "play_bag_node"]
+    nodes_arguments = {"segmentation_node": node_arguments}
+    if mode != "off":
+        nodes_arguments["lighting_node"] = node_arguments
+    nodes_arguments["play_bag_node"] = [*node_arguments, "-p", f"wait_timeout_s:={patience_s}"]
     with ExitStack() as stack:
         check_interrupts = stack.enter_context(deferred_interrupts())
         stack.enter_context(environment_variables(environment))
         recorder = stack.enter_context(recording(domain_id=domain_id, points_topic=given.topics.points))
         *nodes, player = [
             stack.enter_context(
-                child(f"xmodal_seg.nodes.{name}", node_arguments, log=folder / f"{name}.txt", environment=environment)
+                child(f"xmodal_seg.nodes.{name}", arguments, log=folder / f"{name}.txt", environment=environment)
             )
-            for name in names
+            for name, arguments in nodes_arguments.items()
         ]
         for _ in _until_quiet(recorder, nodes, player, mode=mode, num_sweeps=given.num_sweeps):
             check_interrupts()
@@ -194,6 +210,8 @@ def _until_quiet(
     """Record until the playback has ended and nothing comes any more; yields all the time."""
     from rich.progress import Progress
 
+    from xmodal_seg.nodes.playback import NOBODY_LISTENED
+
     with Progress() as progress:
         task = progress.add_task(f"live, mode {mode}", total=num_sweeps)
         while True:
@@ -205,6 +223,8 @@ def _until_quiet(
                     raise ValueError(f"{node.name} ended early with exit code {node.exit_code()}:\n{node.last_lines()}")
             if player.exit_code() is None:
                 ended_s = time.monotonic()
+            elif player.exit_code() == NOBODY_LISTENED:
+                raise NotMetError(player.last_lines(1))
             elif player.exit_code() != 0:
                 raise ValueError(f"{player.name} ended with exit code {player.exit_code()}:\n{player.last_lines()}")
             elif time.monotonic() - max(ended_s, *recorder.answered_s.values(), 0.0) > _QUIET_S:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -11,10 +12,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 _STOP_TIMEOUT_S = 15.0
 # Domain 0 is where robots are; above 101 a domain's ports reach into Linux's ephemeral ones.
 _DOMAINS = range(1, 101)
+_PATIENCE_S = (60.0, 120.0, 300.0)  # the last for a large model on a slow disk
+
+ResultT = TypeVar("ResultT")
 
 
 class Child:
@@ -104,13 +109,30 @@ def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+class NotMetError(ValueError):
+    """Processes that were started together did not find one another."""
+
+
+def until_they_meet(attempt: Callable[[float], ResultT]) -> ResultT:
+    """`attempt(s)` with 60, 120 and 300 seconds of patience, while it raises NotMetError; each failure is printed.
+
+    Fast DDS 3.2 locks itself up now and then while participants connect over TCP (docs/architecture.md).
+    """
+    for patience_s in _PATIENCE_S[:-1]:
+        try:
+            return attempt(patience_s)
+        except NotMetError as error:
+            print(f"the nodes did not find one another, so they are started again: {error}", file=sys.stderr)
+    return attempt(_PATIENCE_S[-1])
+
+
 def free_domain() -> int:
     """A ROS domain that nobody uses on this machine: DDS's first unicast port of it is free.
 
+    Drawn at random, since what a killed program left in shared memory can disturb the next one in its domain.
     Raises ValueError if there is none.
     """
-    first = os.getpid() % len(_DOMAINS)  # programs that start together try different ones
-    for domain in [*_DOMAINS[first:], *_DOMAINS[:first]]:
+    for domain in random.SystemRandom().sample(_DOMAINS, len(_DOMAINS)):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
             probe.bind(("", 7410 + 250 * domain))
             return domain

@@ -26,7 +26,7 @@ from xmodal_seg.bag_topics import find_points
 from xmodal_seg.config import Settings
 from xmodal_seg.nodes.bag_publishers import BagPublishers
 from xmodal_seg.nodes.parameters import declare_all
-from xmodal_seg.nodes.playback import Pace, Timeline, header_stamp_ns
+from xmodal_seg.nodes.playback import NOBODY_LISTENED, Pace, Timeline, header_stamp_ns
 from xmodal_seg.nodes.runner import run_node
 
 _POLL_S = 0.05
@@ -58,6 +58,10 @@ class PlayBagSettings(Settings):
     pace_timeout_s: float = Field(default=60.0, gt=0, description="go on without an answer after this, s")
 
 
+class NobodyListenedError(ValueError):
+    """A topic had no subscriber in time; nothing has been played."""
+
+
 class PlayBagNode(Node):
     """Publishes the messages of a bag when they are due."""
 
@@ -67,6 +71,7 @@ class PlayBagNode(Node):
         self._settings = settings = declare_all(self, PlayBagSettings)
         self.finished = False
         self.failure = ""
+        self.exit_code = 0
         self._stack = ExitStack()
         self._bag = self._stack.enter_context(open_bag(settings.bag))
         self._start_ns = self._bag.start_ns + round(settings.start_offset_s * 1e9)
@@ -102,14 +107,18 @@ class PlayBagNode(Node):
     def _run(self) -> None:
         try:
             self._play()
+        except NobodyListenedError as error:
+            self._fail(str(error), exit_code=NOBODY_LISTENED)
         except ValueError as error:
-            self.failure = str(error)
-            self.get_logger().error(self.failure)
+            self._fail(str(error))
         except Exception as error:
-            self.failure = f"{type(error).__name__}: {error}"
-            self.get_logger().error(traceback.format_exc())
+            self._fail(f"{type(error).__name__}: {error}", log=traceback.format_exc())
         finally:
             self.finished = True
+
+    def _fail(self, reason: str, *, log: str = "", exit_code: int = 1) -> None:
+        self.failure, self.exit_code = reason, exit_code
+        self.get_logger().error(log or reason)
 
     def _play(self) -> None:
         if not self._wait_for_subscribers():
@@ -156,7 +165,7 @@ class PlayBagNode(Node):
             if self._stop.wait(_POLL_S):
                 return False
             if time.monotonic() > deadline:
-                raise ValueError(f"{missing} in {self._settings.wait_timeout_s:g} s")
+                raise NobodyListenedError(f"{missing} in {self._settings.wait_timeout_s:g} s")
         return not self._stop.is_set()
 
     def _missing_subscribers(self) -> str:
@@ -216,7 +225,7 @@ def _check(bag: Bag, settings: PlayBagSettings, *, start_ns: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Play until the end or a signal: 0; 1 if the bag could not be played."""
+    """Play until the end or a signal: 0; NOBODY_LISTENED if no subscriber came, 1 if the bag could not be played."""
     nodes: list[PlayBagNode] = []
 
     def make_node() -> PlayBagNode:
@@ -230,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finished=lambda node: node.finished,
         close=PlayBagNode.close,
     )
-    return 1 if nodes and nodes[0].failure else code
+    return (nodes[0].exit_code if nodes else 0) or code
 
 
 if __name__ == "__main__":

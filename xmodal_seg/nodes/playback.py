@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
+NOBODY_LISTENED = 3  # exit code of a player whose topics nobody subscribed to
 _TICK_S = 0.025  # /clock goes on between messages, as `ros2 bag play --clock 40`
 
 
