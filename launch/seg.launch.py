@@ -29,7 +29,7 @@ ARGUMENTS = {
     "lidar_frame": ("", "overrides the frame_id of the points"),
     "camera_frames": ("", "overrides the frame_id of each camera, separated by commas"),
     "calibration_file": ("", "YAML with camera poses (and intrinsics) where transforms or CameraInfo are missing"),
-    "checkpoint": ("", "checkpoint folder; else the shipped one"),
+    "checkpoint": ("", "checkpoint folder, or the name of a shipped one; else nuscenes"),
     "device": ("", "auto, cpu, cuda or cuda:N"),
     "lighting": ("true", "also start the lighting node, whose estimates choose the weight bank"),
     "lighting_params_file": (

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers import NUM_CLASSES, make_frame, tiny_settings
 
-from xmodal_seg.checkpoint import bank_state, load_checkpoint, save_checkpoint
+from xmodal_seg.checkpoint import SHIPPED_CHECKPOINTS, bank_state, load_checkpoint, save_checkpoint
 from xmodal_seg.config import ImageBackboneSettings
 from xmodal_seg.inference import Segmenter, decide, most_probable
 from xmodal_seg.labels import UNLABELED, LabelSpace
@@ -218,3 +218,15 @@ def test_logits_that_are_no_numbers_say_nothing() -> None:
     assert (labels[broken] == UNLABELED).all()
     assert (probability[broken] == 0).all()
     assert (labels[batch.point_index[1::3].numpy()] < NUM_CLASSES).all()
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED_CHECKPOINTS))
+def test_a_shipped_checkpoint_is_found_by_its_name(name: str) -> None:
+    found = Segmenter.load(name, device="cpu")
+    assert found.trained
+    assert found.folder == SHIPPED_CHECKPOINTS[name]
+    assert {"day", "night"} <= set(found.banks)
+
+
+def test_without_a_name_the_one_for_a_rig_like_nuscenes_serves() -> None:
+    assert Segmenter.load(None, device="cpu").folder == SHIPPED_CHECKPOINTS["nuscenes"]

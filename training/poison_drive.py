@@ -224,7 +224,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--bag", required=True, help="rosbag2 folder, or one .mcap or .db3 file, with ground truth")
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where poison.json goes")
     parser.add_argument("--adaptation", required=True, metavar="FILE", help="YAML of settings of the adapter")
-    parser.add_argument("--checkpoint", metavar="FOLDER", help="default: the one shipped with the package")
+    parser.add_argument("--checkpoint", help="folder, or the name of a shipped one (default: nuscenes)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--start-s", type=float, default=120.0, help="begin of the fault (default: %(default)s)")
     parser.add_argument("--duration-s", type=float, default=60.0, help="of the fault (default: %(default)s)")

@@ -105,7 +105,7 @@ def save_overlay(path: Path, frame: Frame, labels: NDArray[np.uint8], space: Lab
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kitti", required=True, type=Path, metavar="FOLDER", help="KITTI's object frames")
-    parser.add_argument("--checkpoint", metavar="FOLDER", help="default: the one shipped with the package")
+    parser.add_argument("--checkpoint", help="folder, or the name of a shipped one (default: nuscenes)")
     parser.add_argument("--bank", help="default: the checkpoint's default")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="also write an overlay for each frame and head")

@@ -40,6 +40,7 @@ from xmodal_seg.tensor_files import (
 FORMAT_VERSION = 1
 DEFAULT_BANK = "default"
 INDEX_FILE = "checkpoint.json"
+SHIPPED_CHECKPOINTS = {path.name: path for path in (Path(__file__).parent / "assets" / "checkpoints").glob("*")}
 BackboneStorage = Literal["float32", "float16", "omit"]
 
 _BACKBONE_PREFIX = "image_backbone."
@@ -174,12 +175,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> Checkpoint:
-    """Read and verify the checkpoint folder `path`; its tensors come to `device`.
+    """Read and verify the checkpoint folder `path`, or a shipped one by its name; its tensors come to `device`.
 
     Raises ValueError saying what is wrong: no checkpoint there, another format, a changed or damaged file (by its
     hash), a setting this version does not know, or a label space whose classes are not as many as the model's.
     """
-    folder = Path(path)
+    folder = SHIPPED_CHECKPOINTS.get(str(path), Path(path))
     index = _read_index(folder)
     settings = parse_settings(ModelSettings, index["settings"], where=f"{folder / INDEX_FILE}: settings")
     label_space = _label_space_from_json(index["label_space"])
@@ -204,7 +205,10 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX_FILE
     if not path.is_file():
-        raise ValueError(f"{folder}: no checkpoint here, expected a folder with {INDEX_FILE}")
+        names = ", ".join(SHIPPED_CHECKPOINTS)
+        raise ValueError(
+            f"{folder}: no checkpoint here, expected a folder with {INDEX_FILE}, or the name of a shipped one ({names})"
+        )
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xmodal_seg.checkpoint import Checkpoint, bank_state, load_checkpoint
+from xmodal_seg.checkpoint import SHIPPED_CHECKPOINTS, Checkpoint, bank_state, load_checkpoint
 from xmodal_seg.config import (
     FusionSettings,
     ImageBackboneSettings,
@@ -27,7 +27,7 @@ from xmodal_seg.preprocess import prepare
 from xmodal_seg.structures import Batch, Calibration, CameraView, Frame, Predictions, true_rows
 from xmodal_seg.tensor_files import check_finite, copy_tensors
 
-SHIPPED_CHECKPOINT = Path(__file__).parent / "assets" / "checkpoint"
+DEFAULT_CHECKPOINT = "nuscenes"
 _UNTRAINED_SEED = 0
 _LEAST_PROBABILITY = 1e-6  # of the best class, which softmax never goes below; an all-zero row: nothing is said
 
@@ -99,14 +99,14 @@ class Segmenter:
 
     @classmethod
     def load(cls, path: str | Path | None, *, device: str = "auto", point_scope: PointScope = "all") -> Segmenter:
-        """From a checkpoint folder; None: the shipped one, or an untrained model where none is shipped.
+        """From a checkpoint folder or the name of a shipped one; None: nuscenes, or an untrained model without it.
 
         Raises ValueError for a damaged checkpoint and for a device that is not there.
         """
         target = resolve_device(device)
-        if path is None and not SHIPPED_CHECKPOINT.is_dir():
+        if path is None and DEFAULT_CHECKPOINT not in SHIPPED_CHECKPOINTS:
             return cls.untrained(device=target, point_scope=point_scope)
-        checkpoint = load_checkpoint(path or SHIPPED_CHECKPOINT, device=target)
+        checkpoint = load_checkpoint(path or DEFAULT_CHECKPOINT, device=target)
         return cls.from_checkpoint(checkpoint, device=target, point_scope=point_scope)
 
     @classmethod

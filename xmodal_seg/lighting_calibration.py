@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from xmodal_seg.lighting_features import ImageFacts, image_facts
 from xmodal_seg.lighting_health import image_faults
-from xmodal_seg.lighting_model import LightingCoefficients, fit_weights
+from xmodal_seg.lighting_model import LightingCoefficients, QualityLimits, fit_weights, sigmoid
 
 TARGETS = {"day": 0.0, "twilight": 0.5, "night": 1.0}
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 Group = Literal["none", "size", "folder"]
+Pool = Callable[[NDArray[np.uint8]], NDArray[np.float64]]  # (H, W, 3) RGB -> (D,)
 OWN_RIDGE = 0.1  # for the cameras of the pictures themselves
 RIDGES = (0.02, 0.1, 0.5, 2.0, 10.0, 100.0)  # for other cameras: from nearly free coefficients to the given ones
 
@@ -36,6 +37,7 @@ class Labelled:
     label: str  # of TARGETS
     image_size: tuple[int, int]  # (height, width) px
     facts: ImageFacts
+    pooled: NDArray[np.float64] | None = None  # (D,) of a foundation model, where a probe is asked for
 
     @property
     def target(self) -> float:
@@ -57,25 +59,31 @@ class Verdict:
         return None if self.picture.target == 0.5 else (self.darkness > 0.5) == (self.picture.target > 0.5)
 
 
-def read_labelled(source: str | Path, *, crop_top: float = 0.0) -> list[Labelled]:
+def read_labelled(source: str | Path, *, crop_top: float = 0.0, pool: Pool | None = None) -> list[Labelled]:
     """Pictures of a folder with the subfolders day, night and perhaps twilight, or of a CSV with `file,label`.
 
-    `crop_top` cuts that share off the top of each. Raises ValueError for a source without labelled pictures, an unknown
-    label and a file that is no picture.
+    `crop_top` cuts that share off the top of each; `pool` gives their pooled features. Raises ValueError for a source
+    without labelled pictures, an unknown label and a file that is no picture.
     """
     pairs = _pairs_of_csv(Path(source)) if Path(source).is_file() else _pairs_of_folder(Path(source))
-    return [labelled_picture(read_picture(path), label, name=str(path), crop_top=crop_top) for path, label in pairs]
+    return [
+        labelled_picture(read_picture(path), label, name=str(path), crop_top=crop_top, pool=pool)
+        for path, label in pairs
+    ]
 
 
-def labelled_picture(image: NDArray[np.uint8], label: str, *, name: str, crop_top: float = 0.0) -> Labelled:
+def labelled_picture(
+    image: NDArray[np.uint8], label: str, *, name: str, crop_top: float = 0.0, pool: Pool | None = None
+) -> Labelled:
     """Measure one (H, W, 3) RGB picture."""
     if label not in TARGETS:
         raise ValueError(f"{name}: expected a label of {', '.join(TARGETS)}, got {label!r}")
     if not 0 <= crop_top < 1:
         raise ValueError(f"crop_top: expected a share from 0 to 1, got {crop_top:g}")
     height, width = image.shape[:2]
-    facts = image_facts(image[round(crop_top * height) :])
-    return Labelled(name=name, label=label, image_size=(height, width), facts=facts)
+    seen = image[round(crop_top * height) :]
+    pooled = None if pool is None else pool(seen)
+    return Labelled(name=name, label=label, image_size=(height, width), facts=image_facts(seen), pooled=pooled)
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
@@ -94,34 +102,37 @@ def fit_coefficients(
     `ridge` is how near: 0.02 lets them go, 100 moves nothing.
     """
     targets = np.array([picture.target for picture in pictures])
-    missing = [label for label in ("day", "night") if TARGETS[label] not in targets]
-    if missing:
-        raise ValueError(f"labelled pictures: expected some of day and some of night, got none of {missing[0]}")
+    shares = class_shares(targets)
     z = start.standardized(np.stack([picture.facts.features for picture in pictures]))
-    shares = {target: 1.0 / float((targets == target).sum()) for target in np.unique(targets)}
     weights, bias = fit_weights(
         z,
         targets,
         ridge=ridge,
         prior=np.asarray(start.weights),
         prior_bias=start.bias,
-        sample_weight=np.array([shares[target] for target in targets]),
+        sample_weight=shares,
     )
     return start.model_copy(update={"weights": tuple(map(float, weights)), "bias": bias, "calibrated": True})
 
 
+def class_shares(targets: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n,) weights by which every class counts alike. Raises ValueError where day or night is missing."""
+    missing = [label for label in ("day", "night") if TARGETS[label] not in targets]
+    if missing:
+        raise ValueError(f"labelled pictures: expected some of day and some of night, got none of {missing[0]}")
+    return np.array([1.0 / float((targets == target).sum()) for target in targets])
+
+
 def judge(pictures: Sequence[Labelled], coefficients: LightingCoefficients) -> list[Verdict]:
     """What `coefficients` say about each picture."""
-    verdicts = []
-    for picture in pictures:
-        darkness = float(1 / (1 + np.exp(-coefficients.logit(picture.facts.features))))
-        faults = image_faults(picture.facts, coefficients.limits)
-        verdicts.append(
-            Verdict(
-                picture=picture, darkness=darkness, confidence=0.0 if faults else certainty(darkness), faults=faults
-            )
-        )
-    return verdicts
+    darkness = [sigmoid(float(coefficients.logit(picture.facts.features))) for picture in pictures]
+    return [verdict_of(*pair, limits=coefficients.limits) for pair in zip(pictures, darkness, strict=True)]
+
+
+def verdict_of(picture: Labelled, darkness: float, *, limits: QualityLimits) -> Verdict:
+    """A darkness in [0, 1] with the confidence that it leaves, which is 0 for a picture with a fault."""
+    faults = image_faults(picture.facts, limits)
+    return Verdict(picture=picture, darkness=darkness, confidence=0.0 if faults else certainty(darkness), faults=faults)
 
 
 def choose_ridge(
@@ -165,7 +176,25 @@ def leave_one_group_out(
     """Each group judged by coefficients fitted on the others, in the order of `pictures`.
 
     Without `ridge` it is chosen anew among the others for each group, so the group that is judged has no say in it
-    either. Raises ValueError for fewer than two groups, and for a group without which a class is missing.
+    either. Raises ValueError as `leave_out` does.
+    """
+
+    def judge_by(kept: Sequence[Labelled], left: Sequence[Labelled]) -> list[Verdict]:
+        chosen = choose_ridge(kept, group_of=group_of, start=start) if ridge is None else ridge
+        return judge(left, fit_coefficients(kept, start=start, ridge=chosen))
+
+    return leave_out(pictures, group_of=group_of, judge_by=judge_by)
+
+
+def leave_out(
+    pictures: Sequence[Labelled],
+    *,
+    group_of: Callable[[Labelled], str],
+    judge_by: Callable[[Sequence[Labelled], Sequence[Labelled]], list[Verdict]],
+) -> list[Verdict]:
+    """`judge_by(others, group)` of each group, in the order of `pictures`.
+
+    Raises ValueError for fewer than two groups, and for a group without which a class is missing.
     """
     groups = [group_of(picture) for picture in pictures]
     if len(set(groups)) < 2:
@@ -178,9 +207,7 @@ def leave_one_group_out(
     for left_out in sorted(set(groups)):
         kept = [picture for picture, group in zip(pictures, groups, strict=True) if group != left_out]
         rows = [row for row, group in enumerate(groups) if group == left_out]
-        chosen = choose_ridge(kept, group_of=group_of, start=start) if ridge is None else ridge
-        coefficients = fit_coefficients(kept, start=start, ridge=chosen)
-        verdicts |= dict(zip(rows, judge([pictures[row] for row in rows], coefficients), strict=True))
+        verdicts |= dict(zip(rows, judge_by(kept, [pictures[row] for row in rows]), strict=True))
     return [verdicts[row] for row in range(len(pictures))]
 
 

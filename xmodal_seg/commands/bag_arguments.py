@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arguments of commands that read frames from a bag: which topics, and how they are read."""
+"""Arguments that several commands have: the checkpoint, and which topics of a bag are read and how."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from xmodal_seg.structures import Frame
+
+
+def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        help="folder, or the name of a shipped one (default: nuscenes, for a rig like that)",
+    )
 
 
 def add_bag_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,10 +12,10 @@ import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from xmodal_seg.lighting_calibration import Labelled, Verdict
+    from xmodal_seg.lighting_calibration import Labelled, Pool, Verdict
     from xmodal_seg.lighting_model import LightingCoefficients
 
 
@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave each out in turn; fit for other cameras",
     )
     parser.add_argument("--crop-top", type=float, default=0.0, help="share cut off the top of each picture")
+    parser.add_argument(
+        "--probe",
+        metavar="CHECKPOINT",
+        help="also judge by a linear probe on pooled features of this checkpoint's frozen image backbone "
+        "(folder, or the name of a shipped one: nuscenes)",
+    )
     parser.add_argument("--evaluate-only", action="store_true", help="judge by --start as it is, fit nothing")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the results go")
 
@@ -69,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         judged["fitted"] = judge(pictures, fitted)
         if left_out is not None:
             judged[f"one {arguments.group_by} left out"] = left_out
+    if arguments.probe:
+        judged |= _probed(pictures, group=arguments.group_by, start=start)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     if fitted is not None:
@@ -92,18 +100,38 @@ def _check_groups(pictures: list[Labelled], group: str) -> None:
         )
 
 
+def _probed(pictures: list[Labelled], *, group: str, start: LightingCoefficients) -> dict[str, list[Verdict]]:
+    from xmodal_seg.lighting_calibration import group_function
+    from xmodal_seg.lighting_probe import fit_probe, judge_by_probe, probe_left_out
+
+    judged = {"probe, fitted": judge_by_probe(pictures, fit_probe(pictures), limits=start.limits)}
+    if group != "none":
+        group_of = group_function(group)  # type: ignore[arg-type]  # argparse has checked it
+        judged[f"probe, one {group} left out"] = probe_left_out(pictures, group_of=group_of, limits=start.limits)
+    return judged
+
+
 def _pictures(arguments: argparse.Namespace) -> list[Labelled]:
     from xmodal_seg.lighting_calibration import read_labelled
 
-    pictures = [found for source in arguments.images for found in read_labelled(source, crop_top=arguments.crop_top)]
+    pool = _pooling(arguments.probe) if arguments.probe else None
+    asked: dict[str, Any] = {"crop_top": arguments.crop_top, "pool": pool}
+    pictures = [found for source in arguments.images for found in read_labelled(source, **asked)]
     for label, bag in arguments.bag:
-        pictures += _bag_pictures(bag, label, every_s=arguments.every_s, crop_top=arguments.crop_top)
+        pictures += _bag_pictures(bag, label, every_s=arguments.every_s, **asked)
     if not pictures:
         raise ValueError("--images, --bag: expected labelled pictures, got none")
     return pictures
 
 
-def _bag_pictures(path: str, label: str, *, every_s: float, crop_top: float) -> list[Labelled]:
+def _pooling(checkpoint: str) -> Pool:
+    from xmodal_seg.checkpoint import load_checkpoint
+    from xmodal_seg.lighting_probe import pooling
+
+    return pooling(load_checkpoint(checkpoint).build_model().eval())
+
+
+def _bag_pictures(path: str, label: str, *, every_s: float, crop_top: float, pool: Pool | None) -> list[Labelled]:
     from rich.progress import track
 
     from xmodal_seg.bag_files import open_bag
@@ -123,7 +151,7 @@ def _bag_pictures(path: str, label: str, *, every_s: float, crop_top: float) -> 
             last_ns[raw.topic] = raw.stamp_ns
             message = raw.decode()
             name = f"{path}{raw.topic}/{stamp_ns(message)}"
-            pictures.append(labelled_picture(decode_image(message), label, name=name, crop_top=crop_top))
+            pictures.append(labelled_picture(decode_image(message), label, name=name, crop_top=crop_top, pool=pool))
     return pictures
 
 
@@ -139,7 +167,7 @@ def _report(title: str, verdicts: list[Verdict], out: Path) -> str:
     """Text of one set of verdicts; writes its CSV and its reliability curve."""
     from xmodal_seg.lighting_calibration import accuracy, calibration_error
 
-    name = title.replace(" ", "_")
+    name = title.replace(",", "").replace(" ", "_")
     _write_csv(out / f"{name}.csv", verdicts)
     _draw(out / f"{name}.png", title, verdicts)
     wrong = [verdict for verdict in verdicts if verdict.is_right is False]

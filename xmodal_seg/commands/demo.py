@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from xmodal_seg.commands.bag_arguments import add_checkpoint_argument
 from xmodal_seg.commands.processes import (
     Child,
     NotMetError,
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--points-topic", help="default: the one PointCloud2 topic without labels")
     parser.add_argument("--cameras", nargs="*", metavar="CAMERA", help="names or image topics (default: all)")
     parser.add_argument("--out", default="demo", metavar="FOLDER", help="where the results go (default: %(default)s)")
-    parser.add_argument("--checkpoint", metavar="FOLDER", help="default: the one shipped with the package")
+    add_checkpoint_argument(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
 
 

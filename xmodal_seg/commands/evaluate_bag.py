@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xmodal_seg.commands.bag_arguments import add_bag_arguments
+from xmodal_seg.commands.bag_arguments import add_bag_arguments, add_checkpoint_argument
 from xmodal_seg.commands.environment import versions
 from xmodal_seg.commands.evaluation_drive import add_truth_arguments, check_classes, look_into
 
@@ -31,7 +31,7 @@ _PICTURES = ("timeline.png", "confusion_*.png", "worst_*_[1-9].png")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bag", required=True, help="rosbag2 folder, or one .mcap or .db3 file")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the results go")
-    parser.add_argument("--checkpoint", metavar="FOLDER", help="default: the one shipped with the package")
+    add_checkpoint_argument(parser)
     parser.add_argument(
         "--mode",
         action="append",

@@ -8,11 +8,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from xmodal_seg.commands.bag_arguments import add_checkpoint_argument
 from xmodal_seg.commands.environment import devices, versions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", metavar="FOLDER", help="default: the one shipped with the package")
+    add_checkpoint_argument(parser)
     parser.add_argument("--json", action="store_true", help="everything, for programs")
 
 
@@ -30,11 +31,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def describe_checkpoint(path: str | None) -> dict[str, Any]:
     """What `path` holds (None: the shipped checkpoint; the untrained model if none is shipped)."""
-    from xmodal_seg.checkpoint import load_checkpoint
-    from xmodal_seg.inference import SHIPPED_CHECKPOINT, untrained_settings
+    from xmodal_seg.checkpoint import SHIPPED_CHECKPOINTS, load_checkpoint
+    from xmodal_seg.inference import DEFAULT_CHECKPOINT, untrained_settings
     from xmodal_seg.labels import NUSCENES_6
 
-    if path is None and not SHIPPED_CHECKPOINT.is_dir():
+    if path is None and DEFAULT_CHECKPOINT not in SHIPPED_CHECKPOINTS:
         return {
             "path": None,
             "trained": False,
@@ -44,7 +45,7 @@ def describe_checkpoint(path: str | None) -> dict[str, Any]:
             "metadata": {},
             "settings": untrained_settings().model_dump(mode="json"),
         }
-    checkpoint = load_checkpoint(path or SHIPPED_CHECKPOINT)
+    checkpoint = load_checkpoint(path or DEFAULT_CHECKPOINT)
     return {
         "path": str(checkpoint.path),
         "trained": bool(checkpoint.metadata.get("trained", False)),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xmodal_seg.commands.bag_arguments import add_bag_arguments, frames_of, topic_choice
+from xmodal_seg.commands.bag_arguments import add_bag_arguments, add_checkpoint_argument, frames_of, topic_choice
 from xmodal_seg.commands.environment import versions
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bag", help="rosbag2 folder, or one .mcap or .db3 file")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the results go")
-    parser.add_argument("--checkpoint", metavar="FOLDER", help="default: the one shipped with the package")
+    add_checkpoint_argument(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     add_bag_arguments(parser)
     parser.add_argument(

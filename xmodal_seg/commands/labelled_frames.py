@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bag", required=True, help="rosbag2 folder, or one .mcap or .db3 file, with ground truth")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the frames go")
-    parser.add_argument("--checkpoint", metavar="FOLDER", help="whose classes they have (default: the shipped one)")
+    parser.add_argument(
+        "--checkpoint", help="whose classes they have: folder, or the name of a shipped one (default: nuscenes)"
+    )
     parser.add_argument(
         "--per-condition", type=int, default=3, metavar="N", help="frames of each condition (default: %(default)s)"
     )

@@ -93,7 +93,10 @@ class SegmentationNodeSettings(Settings):
         description="stamps that go back by more than this are a bag loop: buffers are flushed, s",
     )
 
-    checkpoint: str = Field(default="", description="checkpoint folder; empty: the one shipped with the package")
+    checkpoint: str = Field(
+        default="",
+        description="checkpoint folder, or the name of a shipped one; empty: nuscenes",
+    )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     point_scope: PointScope = Field(
         default="all", description="all: points that no camera sees are labelled by the 3D head; visible: left 255"
