@@ -356,6 +356,18 @@ def test_a_periodic_reset_outlives_a_restart(tmp_path: Path) -> None:
     assert world.serves_the_shipped_weights()
 
 
+def test_steps_before_a_restart_count_towards_the_periodic_reset(tmp_path: Path) -> None:
+    first = Drive(state_folder=tmp_path)
+    first.go(24)
+    steps = first.adapter._publisher.newest(first.adapter._intake.bin).steps
+
+    second = Drive(state_folder=tmp_path, labelled=HELD_OUT[:3], reset_every_steps=steps + 3)
+    while not second.events("reset"):
+        second.go(1)
+    assert second.adapter.status().steps == 3
+    assert second.events("reset")[0].text.endswith(f"({steps + 3} steps)")
+
+
 def test_where_the_disk_refuses_a_reset_it_is_said(tmp_path: Path) -> None:
     drive = Drive(state_folder=tmp_path)
     drive.go(16)

@@ -170,6 +170,7 @@ class Turns:
         """Learn on from the first; the older ones wait, should the gate refuse it."""
         newest = generations[0]
         learner.restart(self._on_device(newest.values), steps=newest.steps)
+        learner.since_reset = newest.steps  # else a robot that is started every morning would never be reset
         self._untried[learner.bin] = generations
         text = f"{learner.bin}: generation {newest.number} ({newest.steps} steps), to be judged before it serves"
         self._events.add("restored", text)
