@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "training"))  # where a program finds its neighbours when it is called
 
 
 def load_program(name: str) -> ModuleType:

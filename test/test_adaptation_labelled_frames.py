@@ -57,7 +57,7 @@ def test_what_cannot_be_packaged_or_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no labelled frames here"):
         load_labelled_frames(tmp_path, label_space="five")
     save_labelled_frames(tmp_path, frames(), label_space="five")
-    with pytest.raises(ValueError, match=r"expected format 1 with the classes of six, got \(1, 'five'\)"):
+    with pytest.raises(ValueError, match="expected the classes of six, got those of five"):
         load_labelled_frames(tmp_path, label_space="six")
     (path,) = tmp_path.glob("frame_001.*")
     path.write_bytes(path.read_bytes()[:-1])

@@ -44,6 +44,14 @@ def test_it_is_off_by_default() -> None:
     assert AdaptationSettings().mode == "off"
 
 
+@pytest.mark.parametrize("word", ["on", "off", "shadow"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_mode_needs_no_quotes(tmp_path: Path, word: str, quote: str) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(f"mode: {quote}{word}{quote}\n")
+    assert load_settings(AdaptationSettings, path).mode == word
+
+
 @pytest.mark.parametrize(
     ("name", "removed"),
     [

@@ -55,7 +55,19 @@ def test_round_trip_through_yaml(tmp_path: Path) -> None:
     assert load_settings(ModelSettings, path).preprocess.voxel_size == 0.1
 
 
-@pytest.mark.parametrize(("text", "message"), [("[1, 2]", "expected a mapping"), ("a: [", "not valid YAML")])
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nothing\.yaml: no such file"):
+        load_settings(ModelSettings, tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "expected a mapping"),
+        ("a: [", "not valid YAML"),
+        ("num_classes: 3\nvoxels: 3", r"bad\.yaml: voxels: there is no such setting$"),
+    ],
+)
 def test_files_that_are_no_settings(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text, encoding="utf-8")

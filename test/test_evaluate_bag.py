@@ -196,6 +196,7 @@ def test_files_for_people_and_programs(home: Path, tmp_path: Path, capsys: pytes
     assert float(parts["condition night"]["miou"]) == metrics["modes"]["select"]["conditions"]["night"]["miou"]
     run = json.loads((tmp_path / "run.json").read_text())
     assert set(run["median_stage_ms"]["select"]) == {"prepare", "model", "decide"}
+    assert run["seconds"]["select"] > 0
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert pictures == ["confusion_select.png", "timeline.png", *(f"worst_select_{rank}.png" for rank in (1, 2))]
     for name in pictures:
@@ -203,7 +204,8 @@ def test_files_for_people_and_programs(home: Path, tmp_path: Path, capsys: pytes
         assert image.shape[0] > 300
         assert image.std() > 5
     assert (tmp_path / "notes.json").read_text() == "mine"
-    assert "select" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "mode select: bank changes: 1\n" in said
 
 
 def test_the_same_numbers_twice_and_whatever_the_recording(home: Path, tmp_path: Path):
@@ -327,6 +329,9 @@ def refused(home: Path, tmp_path: Path, *more: str, bag: Path | None = None) -> 
         (["--label-topic", "/points"], "/points: fields: expected one field 'label'"),
         (["--labels", "{tmp}", "--label-format", "semantic_kitti"], "expected a .label file for each of the 14 sweeps"),
         (["--labels", "{tmp}", "--label-format", "nuscenes"], "expected a nuScenes download with lidarseg; it lacks"),
+        (["--adaptation", "{tmp}/none.yaml"], "none.yaml: no such file"),
+        (["--labelled-frames", "{tmp}"], "no labelled frames here"),
+        (["--lighting", "{tmp}/none.yaml"], "none.yaml"),
         (["--live", "--rate", "0"], "--rate: expected more than 0, got 0"),
         (["--live", "--bank", "day"], "--live does not go with --bank"),
     ],
@@ -340,6 +345,15 @@ def test_wrong_arguments(
     assert refused(home, tmp_path / "out", *given) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_what_is_refused_costs_no_earlier_result(home: Path, tmp_path: Path):
+    earlier = tmp_path / "out" / "metrics.json"
+    earlier.parent.mkdir()
+    earlier.write_text("{}")
+    for wrong in (["--checkpoint", str(tmp_path)], ["--bank", "dusk"], ["--adaptation", str(tmp_path / "none.yaml")]):
+        assert refused(home, tmp_path / "out", *wrong) == 2
+        assert earlier.read_text() == "{}"
 
 
 def test_bags_that_cannot_be_scored(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -413,4 +427,5 @@ def test_faults_in_mid_drive_are_compared_with_the_shipped_weights(home: Path, t
 
 def test_a_drive_that_ends_within_the_fault_is_refused(home: Path, tmp_path: Path, capsys) -> None:
     assert poison(home, tmp_path, "--start-s", "100", "--duration-s", "60") == 1
-    assert "expected frames after the fault" in capsys.readouterr().err
+    assert "expected more than 160 s, the fault's end, it lasts 1" in capsys.readouterr().err
+    assert not (tmp_path / "poison" / "poison.json").exists()

@@ -30,6 +30,7 @@ from xmodal_seg.lighting_calibration import (
     labelled_picture,
     leave_one_group_out,
     read_labelled,
+    read_picture,
     reliability,
 )
 from xmodal_seg.lighting_features import FEATURES
@@ -97,6 +98,12 @@ def test_what_is_wrong_with_the_labels_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected labelled pictures, got none"):
         read_labelled(table)
     table.write_text("file,label\nnot_there.png,day\n")
+    whole = cv2.imencode(".jpg", day_picture(0, size=(121, 161)))[1].tobytes()
+    (tmp_path / "whole.jpg").write_bytes(whole + b"made by a camera that adds a line")
+    assert read_picture(tmp_path / "whole.jpg").shape == (121, 161, 3)
+    (tmp_path / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"half\.jpg: the file ends before its picture does"):
+        read_picture(tmp_path / "half.jpg")
     with pytest.raises(ValueError, match="expected a picture that OpenCV reads"):
         read_labelled(table)
     with pytest.raises(ValueError, match="expected a label of day, twilight, night, got 'noon'"):

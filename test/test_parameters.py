@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from xmodal_seg.config import Settings
 
@@ -34,6 +34,13 @@ DYNAMIC: dict[str, Any] = {"dynamic": True}
 class SyncSettings(Settings):
     policy: Literal["nearest", "approximate"] = Field(default="nearest", description="how to pair")
     tolerance_s: float = Field(default=0.05, gt=0, le=1, json_schema_extra=DYNAMIC, description="largest difference, s")
+
+
+WORDS = BeforeValidator(lambda value: {True: "on", False: "off"}[value] if isinstance(value, bool) else value)
+
+
+class SwitchSettings(Settings):
+    mode: Annotated[Literal["off", "watch", "on"], WORDS] = Field(default="watch", json_schema_extra=DYNAMIC)
 
 
 class NodeSettings(Settings):
@@ -199,6 +206,24 @@ def test_wrong_overrides_end_in_one_sentence_that_names_the_parameter(
     with pytest.raises(ValueError, match=message) as caught:
         declare(make_node(**overrides), NodeSettings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("value", "word"), [(True, "on"), (False, "off"), ("on", "on"), ("watch", "watch")])
+def test_on_and_off_may_come_as_yaml_reads_them(make_node: MakeNode, value: bool | str, word: str) -> None:
+    assert declare(make_node(mode=value), SwitchSettings).mode == word
+    node = make_node()
+    assert declare(node, SwitchSettings).mode == "watch"
+    told: list[SwitchSettings] = []
+    ParameterGuard(node=node, cls=SwitchSettings, on_change=told.append)
+    assert node.set_parameters([Parameter("mode", value=value)])[0].successful
+    assert [settings.mode for settings in told] == [word]
+    assert not node.set_parameters([Parameter("mode", value=3)])[0].successful
+    assert read(node, SwitchSettings).mode == word
+
+
+def test_a_switch_that_is_neither_is_refused(make_node: MakeNode) -> None:
+    with pytest.raises(ValueError, match="parameters of parameters_0: mode: Input should be 'off', 'watch' or 'on'"):
+        declare(make_node(mode=3), SwitchSettings)
 
 
 def test_a_required_parameter_that_is_not_given_is_named(make_node: MakeNode) -> None:

@@ -28,6 +28,7 @@ from xmodal_seg.adaptation.adapter import OnlineAdapter
 from xmodal_seg.adaptation.labelled_frames import gate_frames
 from xmodal_seg.adaptation.settings import AdaptationSettings
 from xmodal_seg.bag_evaluation import MINUTE_NS, Mode, compare
+from xmodal_seg.bag_files import open_bag
 from xmodal_seg.commands.bag_arguments import add_bag_arguments
 from xmodal_seg.commands.evaluation_drive import Drive, add_truth_arguments, check_classes, frames_with_truth, look_into
 from xmodal_seg.config import load_settings
@@ -87,12 +88,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def drive_all(arguments: argparse.Namespace) -> dict[str, Outcome]:
     """The drive with the shipped weights, without a fault and with each; ValueError for what is wrong or missing."""
     drive = look_into(arguments)
+    check_length(arguments)
     outcomes: dict[str, Outcome] = {}
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in (SHIPPED, NO_FAULT, *arguments.faults):
         outcomes[name] = drive_once(arguments, drive, name)
         write(outcomes, arguments.out / "poison.json")
     return outcomes
+
+
+def check_length(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for a drive that ends before the fault does."""
+    with open_bag(arguments.bag) as bag:
+        seconds = (bag.end_ns - bag.start_ns) / NS
+    end_s = arguments.start_s + arguments.duration_s
+    if seconds <= end_s:
+        raise ValueError(f"{arguments.bag}: expected more than {end_s:g} s, the fault's end, it lasts {seconds:.0f} s")
 
 
 def drive_once(arguments: argparse.Namespace, drive: Drive, name: str) -> Outcome:

@@ -4,8 +4,9 @@
 python training/report_drives.py evaluation_0 evaluation_1 evaluation_2
 
 mIoU in percent by condition, mean and standard deviation over the drives; then what each mode gains over `off`, drive
-by drive. Modes that adapt are also compared minute by minute with `select` (or `off`) on the same drive, and are marked
-where they learned too little to count; their distance is the largest that served weights ever had from the deployed.
+by drive. Modes that adapt must have had the same settings, and are also compared minute by minute with `select` (or
+`off`) on the same drive. An `on` with fewer than 3,000 steps or 10 publications is marked: it does not count. Distance
+is the largest change of a single number that was ever served.
 """
 
 from __future__ import annotations
@@ -50,21 +51,26 @@ def read_modes(folder: Path) -> Modes:
 
 
 def check_alike(drives: Sequence[Modes], folders: Sequence[Path]) -> None:
-    """Raises ValueError unless all drives were scored in the same modes."""
+    """Raises ValueError unless all drives were scored in the same modes and by the same settings of adaptation."""
     for folder, modes in zip(folders, drives, strict=True):
         if list(modes) != list(drives[0]):
             raise ValueError(f"{folder}: expected the modes {', '.join(drives[0])} as before, got {', '.join(modes)}")
+        for name in ADAPTING:
+            if name in modes and modes[name]["facts"]["settings"] != drives[0][name]["facts"]["settings"]:
+                raise ValueError(
+                    f"{folder}: {name}: expected the settings of adaptation of the first drive, got others"
+                )
 
 
 def scores_table(drives: Sequence[Modes]) -> list[str]:
     """A row per mode: overall, by condition, and in the worst minute of each drive."""
     conditions = _conditions(drives)
-    lines = [_row("mode", "all", *conditions, "worst minute"), _row(*["---"] * (len(conditions) + 3))]
+    lines = [row("mode", "all", *conditions, "worst minute"), row(*["---"] * (len(conditions) + 3))]
     for name in drives[0]:
         metrics = [modes[name] for modes in drives]
-        by_condition = [[_miou(m["conditions"].get(condition)) for m in metrics] for condition in conditions]
-        cells = [[_miou(m["overall"]) for m in metrics], *by_condition, [_miou(m["worst_minute"]) for m in metrics]]
-        lines.append(_row(name, *map(spread, cells)))
+        by_condition = [[miou(m["conditions"].get(condition)) for m in metrics] for condition in conditions]
+        cells = [[miou(m["overall"]) for m in metrics], *by_condition, [miou(m["worst_minute"]) for m in metrics]]
+        lines.append(row(name, *map(spread, cells)))
     return lines
 
 
@@ -74,17 +80,14 @@ def gains_table(drives: Sequence[Modes]) -> list[str]:
     if "off" not in drives[0] or not others:
         return []
     conditions = _conditions(drives)
-    lines = [_row("above off", "all", *conditions), _row(*["---"] * (len(conditions) + 2))]
+    lines = [row("above off", "all", *conditions), row(*["---"] * (len(conditions) + 2))]
     for name in others:
-        overall = [_miou(modes[name]["overall"]) - _miou(modes["off"]["overall"]) for modes in drives]
+        overall = [miou(modes[name]["overall"]) - miou(modes["off"]["overall"]) for modes in drives]
         by_condition = [
-            [
-                _miou(modes[name]["conditions"].get(each)) - _miou(modes["off"]["conditions"].get(each))
-                for modes in drives
-            ]
+            [miou(modes[name]["conditions"].get(each)) - miou(modes["off"]["conditions"].get(each)) for modes in drives]
             for each in conditions
         ]
-        lines.append(_row(name, *(spread(gains, form="+.2f") for gains in (overall, *by_condition))))
+        lines.append(row(name, *(spread(gains, form="+.2f") for gains in (overall, *by_condition))))
     return lines
 
 
@@ -99,7 +102,7 @@ def adaptation_table(drives: Sequence[Modes], folders: Sequence[Path]) -> list[s
     if not rows:
         return []
     head = ("drive", "mode", "steps", "publications", "distance", f"all against {baseline}", "worst minute against it")
-    return [_row(*head), _row(*["---"] * len(head)), *rows]
+    return [row(*head), row(*["---"] * len(head)), *rows]
 
 
 def _adaptation_row(drive: str, name: str, modes: Modes, baseline: str | None) -> str:
@@ -109,12 +112,12 @@ def _adaptation_row(drive: str, name: str, modes: Modes, baseline: str | None) -
     distance = f"{modes[name]['facts']['largest_distance']:.4f}"
     cells = [drive, name if counts else f"{name} (does not count)", steps, publications, distance]
     if baseline is None:
-        return _row(*cells, "-", "-")
-    base = {minute["minute"]: _miou(minute) for minute in modes[baseline]["minutes"]}
-    gains = [_miou(minute) - base[minute["minute"]] for minute in modes[name]["minutes"]]
+        return row(*cells, "-", "-")
+    base = {minute["minute"]: miou(minute) for minute in modes[baseline]["minutes"]}
+    gains = [miou(minute) - base[minute["minute"]] for minute in modes[name]["minutes"]]
     known = [gain for gain in gains if gain == gain]  # a minute without ground truth is NaN
-    overall = _miou(modes[name]["overall"]) - _miou(modes[baseline]["overall"])
-    return _row(*cells, f"{overall:+.2f}", f"{min(known):+.2f}" if known else "-")
+    overall = miou(modes[name]["overall"]) - miou(modes[baseline]["overall"])
+    return row(*cells, f"{overall:+.2f}", f"{min(known):+.2f}" if known else "-")
 
 
 def spread(values: Sequence[float], *, form: str = ".1f") -> str:
@@ -131,11 +134,11 @@ def _conditions(drives: Sequence[Modes]) -> list[str]:
     return list(dict.fromkeys(c for modes in drives for m in modes.values() for c in m["conditions"]))
 
 
-def _miou(part: dict[str, Any] | None) -> float:
+def miou(part: dict[str, Any] | None) -> float:
     return float("nan") if part is None or part["miou"] is None else float(part["miou"])
 
 
-def _row(*cells: object) -> str:
+def row(*cells: object) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from xmodal_seg.structures import Head
 
 PointScope = Literal["visible", "all"]
+_MESSAGES = {"extra_forbidden": "there is no such setting"}
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
 
@@ -203,10 +204,11 @@ class ModelSettings(Settings):
 
 def load_settings(cls: type[SettingsT], path: str | Path) -> SettingsT:
     """Read `cls` from a YAML file. Raises ValueError naming the file and the key that is wrong."""
-    text = Path(path).read_text(encoding="utf-8")
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file")
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
@@ -218,5 +220,8 @@ def parse_settings(cls: type[SettingsT], values: dict[str, Any], *, where: str) 
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        reasons = [f"{'.'.join(str(part) for part in e['loc']) or 'settings'}: {e['msg']}" for e in error.errors()]
+        reasons = [
+            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {_MESSAGES.get(e['type'], e['msg'])}"
+            for e in error.errors()
+        ]
         raise ValueError(f"{where}: {'; '.join(reasons)}") from error

@@ -21,6 +21,7 @@ from xmodal_seg.lighting_features import ImageFacts, image_facts
 from xmodal_seg.lighting_health import image_faults
 from xmodal_seg.lighting_model import LightingCoefficients, QualityLimits, fit_weights, sigmoid
 
+_JPEG_BEGINS, _JPEG_SCAN, _JPEG_ENDS = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 TARGETS = {"day": 0.0, "twilight": 0.5, "night": 1.0}
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 Group = Literal["none", "size", "folder"]
@@ -87,8 +88,13 @@ def labelled_picture(
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB. Raises ValueError for a file that is no picture."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    """(H, W, 3) RGB. Raises ValueError for a file that is no picture, and for a JPEG that was cut off."""
+    data = path.read_bytes() if path.is_file() else b""
+    # Some versions of OpenCV fill the rest with grey. Compressed data never hold this marker; a thumbnail before may.
+    if data.startswith(_JPEG_BEGINS) and _JPEG_ENDS not in data[data.rfind(_JPEG_SCAN) :]:
+        raise ValueError(f"{path}: the file ends before its picture does")
+    how = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), how) if data else None
     if image is None:
         raise ValueError(f"{path}: expected a picture that OpenCV reads")
     return np.ascontiguousarray(image[..., ::-1])

@@ -200,7 +200,8 @@ def _marginal_kl(tally: _Tally) -> float:
     total = max(tally.points, 1)
     reference = (tally.reference_mass / total).clamp(min=_LEAST_SHARE)
     candidate = (tally.mass / total).clamp(min=_LEAST_SHARE)
-    return float((reference * (reference / candidate).log()).sum())
+    divergence = float((reference * (reference / candidate).log()).sum())
+    return 0.0 if divergence < 0 else divergence  # rounding may leave less; NaN stays NaN
 
 
 def _least_kept(tally: _Tally, *, watched_share: float) -> float:

@@ -66,9 +66,10 @@ def load_labelled_frames(folder: str | Path, *, label_space: str) -> list[Frame]
         index = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: damaged: not valid JSON ({error})") from error
-    found = (index.get("format"), index.get("label_space"))
-    if found != (FORMAT, label_space):
-        raise ValueError(f"{path}: expected format {FORMAT} with the classes of {label_space}, got {found}")
+    if index.get("format") != FORMAT:
+        raise ValueError(f"{path}: expected format {FORMAT}, got {index.get('format')}")
+    if index.get("label_space") != label_space:
+        raise ValueError(f"{path}: expected the classes of {label_space}, got those of {index.get('label_space')}")
     return [_frame(path.parent, entry) for entry in index["frames"]]
 
 

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from xmodal_seg.config import Settings
 
+# YAML, and with it `ros2 param set` and `--ros-args -p`, reads on and off without quotes as true and false.
+Switch = BeforeValidator(lambda value: {True: "on", False: "off"}[value] if isinstance(value, bool) else value)
 Mode = Literal["off", "select", "shadow", "on"]
 Scope = Literal["point_norms", "fusion_norms"]
 DYNAMIC: dict[str, Any] = {"dynamic": True}  # a node may change it while it runs
@@ -164,7 +166,7 @@ class StateSettings(Settings):
 class AdaptationSettings(Settings):
     """Everything that continued adaptation needs to know."""
 
-    mode: Mode = Field(
+    mode: Annotated[Mode, Switch] = Field(
         default="off",
         json_schema_extra=DYNAMIC,
         description="off; select: banks follow the light; shadow: adapts and reports, serves nothing; on: serves",

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from xmodal_seg.lighting_model import LightingCoefficients
 
 
+_FITTED = ("fitted", "probe, fitted")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", nargs="*", default=[], metavar="PATH", help="folders or CSV files")
     parser.add_argument("--bag", nargs=2, action="append", default=[], metavar=("LABEL", "BAG"), help="e.g. night DIR")
@@ -175,6 +178,7 @@ def _report(title: str, verdicts: list[Verdict], out: Path) -> str:
     lines = [
         f"{title}: {100 * accuracy(verdicts):.1f} % of {len(verdicts)} right; of the {len(sure)} with a confidence of "
         f"0.5 or more {100 * accuracy(sure):.1f} %; expected calibration error {calibration_error(verdicts):.3f}"
+        + (" (the pictures that it was fitted to, so no test)" if title in _FITTED else "")
     ]
     lines += [
         f"  wrong: {verdict.picture.name} ({verdict.picture.label}): darkness {verdict.darkness:.2f}, "

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=3,
         metavar="N",
-        help="panels of the N worst frames of each mode (default: %(default)s)",
+        help="panels of the N worst frames of each mode, at least 10 s apart (default: %(default)s)",
     )
     parser.add_argument("--rate", type=float, default=1.0, help="of the playback with --live (default: %(default)s)")
     parser.add_argument("--rerun", metavar="FILE.rrd", help="also write a recording for the rerun viewer (extra: viz)")
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """0 when all is written; ValueError, one sentence, for what is wrong with the arguments, the bag or the labels."""
     from xmodal_seg.commands.evaluate_live import check_arguments
-    from xmodal_seg.commands.evaluation_passes import evaluate_live, evaluate_offline
+    from xmodal_seg.commands.evaluation_passes import evaluate_live, evaluate_offline, learning_of
     from xmodal_seg.commands.evaluation_plots import write_plots
     from xmodal_seg.commands.evaluation_results import print_table, write_numbers
     from xmodal_seg.commands.report import UNTRAINED
@@ -88,21 +89,24 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.live:
         check_arguments(arguments)
     drive = look_into(arguments)
-    out = Path(arguments.out)
-    _remove_former_results(out)
     segmenter = _load(arguments)
     print(segmenter.description)
     check_classes(arguments, drive, segmenter.label_space)
     for name in names:
         check_mode(name, banks=segmenter.banks)
-    results = []
+    learning = learning_of(arguments, segmenter)
+    out = Path(arguments.out)
+    _remove_former_results(out)
+    results, seconds = [], {}
     with _recording(arguments.rerun, segmenter.label_space) as recording:
         for name in names:
+            begin_s = time.monotonic()
             if arguments.live:
                 results.append(evaluate_live(arguments, drive, name, segmenter.label_space, recording))
             else:
-                results.append(evaluate_offline(arguments, drive, name, segmenter, recording))
+                results.append(evaluate_offline(arguments, drive, name, segmenter, learning, recording))
                 segmenter = _load(arguments)  # a mode may have changed the weights
+            seconds[results[-1].name] = round(time.monotonic() - begin_s, 1)
     title, warning = Path(arguments.bag).name, "" if segmenter.trained else UNTRAINED
     about = {
         "bag": title,
@@ -116,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     write_numbers(out, results, segmenter.label_space, about=about)
     pictures = write_plots(out, results, segmenter.label_space, title=title, warning=warning)
-    _write_run(out, arguments, results)
+    _write_run(out, arguments, results, seconds=seconds)
     if warning:
         print(warning)
     print_table(results, segmenter.label_space)
@@ -152,8 +156,10 @@ def _recording(path: str | None, label_space: LabelSpace) -> Any:
     return RerunRecording(path, label_space=label_space)
 
 
-def _write_run(out: Path, arguments: argparse.Namespace, results: Sequence[ModeResult]) -> None:
-    """What differs from run to run: times, versions, arguments."""
+def _write_run(
+    out: Path, arguments: argparse.Namespace, results: Sequence[ModeResult], *, seconds: Mapping[str, float]
+) -> None:
+    """What differs from run to run: times (`seconds`: of the whole pass, learning included), versions, arguments."""
     stage_ms = {
         result.name: {
             stage: round(float(np.median([score.times_ms[stage] for score in result.scores])), 2)
@@ -161,5 +167,5 @@ def _write_run(out: Path, arguments: argparse.Namespace, results: Sequence[ModeR
         }
         for result in results
     }
-    run = {"median_stage_ms": stage_ms, "arguments": vars(arguments), "versions": versions()}
+    run = {"seconds": seconds, "median_stage_ms": stage_ms, "arguments": vars(arguments), "versions": versions()}
     (out / "run.json").write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")

@@ -4,7 +4,8 @@
 A field becomes a parameter of the same name; the fields of a nested Settings class become `outer.inner`. Fields are
 bool, int, float, str, Literal, `str | None` ('' means None), and lists or tuples of those (a list that is not set is
 empty: ROS has no typed empty list). `ge`, `gt`, `le` and `lt` become ranges. A parameter is read-only unless its field
-says `json_schema_extra={"dynamic": True}`; a field that says `{"parameter": False}` is none and keeps its default.
+says `json_schema_extra={"dynamic": True}`; a field that says `{"parameter": False}` is none and keeps its default. A
+choice between on, off and others may also come as a bool, since YAML reads the two words so without quotes.
 """
 
 from __future__ import annotations
@@ -72,6 +73,10 @@ class _Leaf:
     @property
     def type(self) -> Parameter.Type:
         return (_ARRAYS if self.is_array else _SCALARS)[self.element]
+
+    @property
+    def is_switch(self) -> bool:
+        return {"on", "off"} <= set(self.choices)
 
     @property
     def is_dynamic(self) -> bool:
@@ -263,6 +268,7 @@ def _descriptor(leaf: _Leaf) -> ParameterDescriptor:
     descriptor = ParameterDescriptor(
         description=leaf.field.description or "",
         read_only=not leaf.is_dynamic,
+        dynamic_typing=leaf.is_switch,
         additional_constraints=_constraint(leaf),
     )
     low, high = _bounds(leaf)
