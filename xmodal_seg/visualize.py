@@ -94,7 +94,7 @@ def summary_panel(
         bottom = 1 - (head_in + (row + 1) * row_in - 0.02) / height_in
         axes = figure.add_axes((column / columns + 0.003, bottom, 1 / columns - 0.006, (row_in - 0.35) / height_in))
         picture = camera_overlay(frame, view, labels, label_space, width_px=cell_in * _PANEL_DPI)
-        _show(axes, picture, f"{view.name} ({(view.stamp_ns - frame.stamp_ns) / 1e6:+.1f} ms)")
+        _show(axes, picture, f"{view.name}, predicted ({(view.stamp_ns - frame.stamp_ns) / 1e6:+.1f} ms)")
     _draw_bottom(figure, frame, labels, label_space, height=(bottom_in - 0.2) / height_in)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
@@ -175,7 +175,7 @@ def _draw_bottom(
     axes.bar_label(bars, labels=[f"{count:,}" for count in counts.values()], padding=3)
     axes.invert_yaxis()
     axes.margins(x=0.22)
-    axes.set_title(f"{frame.num_points:,} points by class", fontsize=11)
+    axes.set_title(f"{frame.num_points:,} points by predicted class", fontsize=11)
     axes.tick_params(axis="x", labelbottom=False, bottom=False)
     axes.spines[["top", "right", "bottom"]].set_visible(False)
 
