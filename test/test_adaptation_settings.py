@@ -9,6 +9,7 @@ import pytest
 
 from xmodal_seg.adaptation.settings import AdaptationSettings
 from xmodal_seg.config import load_settings, parse_settings
+from xmodal_seg.nodes.adaptation_settings import NodeAdaptationSettings
 
 RECIPES = Path(__file__).parents[1] / "training" / "recipes" / "adaptation"
 
@@ -50,6 +51,7 @@ def test_a_mode_needs_no_quotes(tmp_path: Path, word: str, quote: str) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text(f"mode: {quote}{word}{quote}\n")
     assert load_settings(AdaptationSettings, path).mode == word
+    assert load_settings(NodeAdaptationSettings, path).mode == word
 
 
 @pytest.mark.parametrize(

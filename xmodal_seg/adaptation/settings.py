@@ -10,8 +10,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from xmodal_seg.config import Settings
 
 # YAML, and with it `ros2 param set` and `--ros-args -p`, reads on and off without quotes as true and false.
-Switch = BeforeValidator(lambda value: {True: "on", False: "off"}[value] if isinstance(value, bool) else value)
+_WORDS = BeforeValidator(lambda value: {True: "on", False: "off"}[value] if isinstance(value, bool) else value)
 Mode = Literal["off", "select", "shadow", "on"]
+WrittenMode = Annotated[Mode, _WORDS]
 Scope = Literal["point_norms", "fusion_norms"]
 DYNAMIC: dict[str, Any] = {"dynamic": True}  # a node may change it while it runs
 LIBRARY_ONLY: dict[str, Any] = {"parameter": False}  # no node has what it is about
@@ -166,7 +167,7 @@ class StateSettings(Settings):
 class AdaptationSettings(Settings):
     """Everything that continued adaptation needs to know."""
 
-    mode: Annotated[Mode, Switch] = Field(
+    mode: WrittenMode = Field(
         default="off",
         json_schema_extra=DYNAMIC,
         description="off; select: banks follow the light; shadow: adapts and reports, serves nothing; on: serves",

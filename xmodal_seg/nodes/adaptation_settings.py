@@ -5,13 +5,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from xmodal_seg.adaptation.settings import DYNAMIC, AdaptationSettings, Mode
+from xmodal_seg.adaptation.settings import DYNAMIC, AdaptationSettings, WrittenMode
 
 
 class NodeAdaptationSettings(AdaptationSettings):
     """Those of the adapter, and where the node finds what belongs to it."""
 
-    mode: Mode = Field(
+    mode: WrittenMode = Field(
         default="select",
         json_schema_extra=DYNAMIC,
         description="off: the bank that serves stays; select: banks follow lighting_topic; shadow: also learns and "
