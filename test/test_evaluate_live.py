@@ -24,14 +24,13 @@ from test_evaluate_bag import (
     drive,
     expected_scores,
     home,
-    save_two_banks,
 )
 
 from xmodal_seg.bag_files import typestore
 from xmodal_seg.bag_topics import Conditions
 from xmodal_seg.bag_writing import labelled_message
 from xmodal_seg.commands.demo import prepare_input
-from xmodal_seg.commands.evaluate_live import live_facts, live_parameters, scored_answers
+from xmodal_seg.commands.evaluate_live import live_facts, live_parameters, play, scored_answers
 from xmodal_seg.commands.main import main
 from xmodal_seg.nodes.recorder import Status
 from xmodal_seg.structures import Frame
@@ -165,11 +164,19 @@ def test_a_drive_through_the_nodes(home: Path, tmp_path: Path):
 
 @pytest.mark.ros
 @pytest.mark.usefixtures("large_data")
-def test_a_node_that_cannot_start_ends_in_a_sentence(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """The lighting node, since a checkpoint that is not there is found before any node starts."""
-    save_two_banks(tmp_path / "checkpoint")
-    arguments = ["--bag", str(home / "bag"), "--checkpoint", str(tmp_path / "checkpoint"), "--device", "cpu", "--live"]
+def test_a_node_that_cannot_start_ends_in_a_sentence(home: Path, tmp_path: Path):
+    """Past the program's own look at the files, so that the lighting node is the first to miss one."""
+    given = {"bag": str(home / "bag"), "checkpoint": str(home / "checkpoint"), "lighting": str(tmp_path / "none.yaml")}
+    chosen = {"device": "cpu", "rate": 1.0, "adaptation": None, "labelled_frames": None}
+    with pytest.raises(ValueError, match=r"lighting_node ended early with exit code 1:[\s\S]*none\.yaml"):
+        play(Namespace(**given, **chosen), "select", tmp_path)
+
+
+def test_files_that_are_not_there_are_found_before_any_node_starts(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["--bag", str(home / "bag"), "--checkpoint", str(home / "checkpoint"), "--device", "cpu", "--live"]
     arguments += ["--lighting", str(tmp_path / "none.yaml"), "--out", str(tmp_path / "out"), "--mode", "select"]
     assert main(["evaluate-bag", *arguments]) == 2
-    assert "lighting_node ended early with exit code 1" in capsys.readouterr().err
-    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert "none.yaml" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
