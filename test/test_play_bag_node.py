@@ -28,7 +28,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, PointCloud2
 from std_msgs.msg import String
 
 from xmodal_seg.nodes.play_bag_node import PlayBagNode
-from xmodal_seg.nodes.playback import Pace, Timeline
+from xmodal_seg.nodes.playback import NOBODY_LISTENED, Pace, Timeline
 
 FIRST_NS = 1_000_000_000_000
 PERIOD_NS = 100_000_000
@@ -391,3 +391,24 @@ def test_interrupt_ends_in_order(bag_path: Path) -> None:
     output, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0
     assert "Traceback" not in output
+
+
+# As in test_runner: PyDLL keeps the interpreter's lock while it sleeps.
+LOCKED_UP = """
+import ctypes
+import sys
+from xmodal_seg.nodes import play_bag_node
+
+play_bag_node.PlayBagNode.destroy_node = lambda self: ctypes.PyDLL(None).sleep(60)
+sys.exit(play_bag_node.main())
+"""
+
+
+@pytest.mark.ros
+def test_that_nobody_listened_is_told_although_the_middleware_is_locked_up(bag_path: Path) -> None:
+    parameters = ["-p", f"bag:={bag_path}", "-p", "wait_for_topics:=[/points]", "-p", "wait_timeout_s:=0.2"]
+    ended = subprocess.run(
+        [sys.executable, "-c", LOCKED_UP, "--ros-args", *parameters], capture_output=True, text=True, timeout=50
+    )
+    assert "nobody subscribed to /points in 0.2 s" in ended.stdout + ended.stderr
+    assert ended.returncode == NOBODY_LISTENED

@@ -7,6 +7,7 @@ that a slow labeller misses nothing.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -224,22 +225,24 @@ def _check(bag: Bag, settings: PlayBagSettings, *, start_ns: int) -> None:
         raise ValueError(f"start_offset_s: {settings.start_offset_s:g} s is not within the bag's {duration_s:.3f} s")
 
 
+def _close(node: PlayBagNode) -> None:
+    """Close it; one that failed leaves at once: a middleware that locks up at the end would cost its exit code."""
+    node.close()
+    if node.exit_code:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(node.exit_code)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Play until the end or a signal: 0; NOBODY_LISTENED if no subscriber came, 1 if the bag could not be played."""
-    nodes: list[PlayBagNode] = []
-
-    def make_node() -> PlayBagNode:
-        nodes.append(PlayBagNode())
-        return nodes[0]
-
-    code = run_node(
-        make_node,
+    return run_node(
+        PlayBagNode,
         argv=argv,
         on_start=PlayBagNode.start,
         finished=lambda node: node.finished,
-        close=PlayBagNode.close,
+        close=_close,
     )
-    return (nodes[0].exit_code if nodes else 0) or code
 
 
 if __name__ == "__main__":
