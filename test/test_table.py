@@ -25,7 +25,8 @@ def row(method: str, seed: int, heads: HeadSettings, **scores: float) -> Row:
         name: {"miou": scores.get(name, 0.0), "miou_absent_zero": 0.0} for name in (*heads.main, "ensemble")
     }
     test = dict.fromkeys(("best", "best_single", "last"), of_heads)
-    return make_row(key, code_hash="c", minutes=1.0, heads=heads, test=test)
+    results = {"trainable_parameters": {"heads": 1000 + seed * 1000, "tuning": 700, "tuning_on": 200}, "test": test}
+    return make_row(key, code_hash="c", minutes=1.0, heads=heads, results=results)
 
 
 def test_second_stages_come_before_chains_that_have_not_begun(tmp_path: Path) -> None:
@@ -57,10 +58,15 @@ def test_mean_and_deviation_over_seeds() -> None:
         row("xmuda_fuse", 0, FUSE, ensemble=55.5),
     ]
     lines = markdown(rows, shifts=["night"], methods=["ours", "xmuda_fuse", "mlp"], protocol="last").splitlines()
-    assert lines[0] == "| method | night 2D | night VFM | night 3D | night 2D3D | average | seeds |"
-    assert lines[2] == "| ours | 61.0 ± 1.4 | 50.0 ± 0.0 | 41.5 ± 2.1 | 62.0 ± 1.4 | 54.8 | 2 |"
-    assert lines[3] == "| xmuda_fuse | - | - | - | 55.5 | - | 1 |"
-    assert lines[4] == "| mlp | - | - | - | - | - | 0 |"
+    assert lines[0] == "| method | night 2D | night VFM | night 3D | night 2D3D | average | trained | seeds |"
+    assert lines[2] == "| ours | 61.0 ± 1.4 | 50.0 ± 0.0 | 41.5 ± 2.1 | 62.0 ± 1.4 | 54.8 | 2-3k | 2 |"
+    assert lines[3] == "| xmuda_fuse | - | - | - | 55.5 | - | 2k | 1 |"
+    assert lines[4] == "| mlp | - | - | - | - | - | - | 0 |"
+
+
+def test_a_line_tells_what_was_trained_and_what_was_on_at_the_end() -> None:
+    line = row("ours", 1, OURS)
+    assert (line["trainable_parameters"], line["trainable_on"]) == ("2700", "2200")
 
 
 def test_lines_are_found_by_what_made_them() -> None:

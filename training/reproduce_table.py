@@ -33,7 +33,7 @@ PROGRAMS = Path(__file__).parent
 BENCHMARKS = {
     "sim": ("sim_usa_singapore", "sim_day_night", "sim_vkitti_semkitti", "sim_a2d2_semkitti"),
     "real": SHIFTS,
-    "tuning": ("sim_day_night", "sim_usa_singapore", "sim_weak_vfm"),
+    "tuning": ("sim_weak_vfm", "sim_day_night", "sim_usa_singapore", "sim_vkitti_semkitti", "sim_a2d2_semkitti"),
 }
 ROWS = (
     "source_only",
@@ -169,7 +169,7 @@ class Table:
             code_hash=self._code_hash,
             minutes=finished.minutes,
             heads=finished.run.recipe.model.heads,
-            test=finished.results["test"],
+            results=finished.results,
         )
         append_row(self._csv, row, fields=FIELDS)
 

@@ -24,6 +24,8 @@ FIELDS = (
     *KEY,
     "code_hash",
     "minutes",
+    "trainable_parameters",
+    "trainable_on",
     *(f"{protocol}_{column}" for protocol in PROTOCOLS for column in COLUMNS),
     *(f"{protocol}_{column}_absent_zero" for protocol in PROTOCOLS for column in COLUMNS),
 )
@@ -65,12 +67,16 @@ def columns_of(heads: HeadSettings) -> dict[str, str]:
 
 
 def make_row(
-    key: Mapping[str, Any], *, code_hash: str, minutes: float, heads: HeadSettings, test: Mapping[str, Any]
+    key: Mapping[str, Any], *, code_hash: str, minutes: float, heads: HeadSettings, results: Mapping[str, Any]
 ) -> Row:
-    """A line of the CSV from the `test` part of a run's results.json."""
+    """A line of the CSV from a run's results.json."""
     row = dict.fromkeys(FIELDS, "")
     row |= {name: str(key[name]) for name in KEY}
     row |= {"code_hash": code_hash, "minutes": f"{minutes:.1f}"}
+    groups, test = dict(results["trainable_parameters"]), results["test"]
+    on = groups.pop("tuning_on", groups.get("tuning", 0))
+    trained = sum(groups.values())
+    row |= {"trainable_parameters": str(trained), "trainable_on": str(trained - groups.get("tuning", 0) + on)}
     for protocol in PROTOCOLS:
         for column, score in columns_of(heads).items():
             row[f"{protocol}_{column}"] = f"{test[protocol][score]['miou']:.3f}"
@@ -96,14 +102,14 @@ def find_row(rows: Iterable[Row], key: Mapping[str, Any]) -> Row | None:
 
 
 def markdown(rows: Sequence[Row], *, shifts: Sequence[str], methods: Sequence[str], protocol: str) -> str:
-    """A table: methods down, for each shift 2D, VFM, 3D and 2D3D mIoU; the last column averages all but VFM.
+    """A table: methods down, for each shift 2D, VFM, 3D and 2D3D mIoU; the average is of all but VFM.
 
-    In brackets: what the paper gives for the method on the shift.
+    In brackets: what the paper gives for the method on the shift. `trained`: how many thousand numbers.
     """
     header = [f"{shift} {TITLES[column]}" for shift in shifts for column in COLUMNS]
     lines = [
-        "| method | " + " | ".join(header) + " | average | seeds |",
-        "|---|" + "---|" * (len(header) + 2),
+        "| method | " + " | ".join(header) + " | average | trained | seeds |",
+        "|---|" + "---|" * (len(header) + 3),
     ]
     for method in methods:
         of_method = [row for row in rows if row["method"] == method]
@@ -113,7 +119,8 @@ def markdown(rows: Sequence[Row], *, shifts: Sequence[str], methods: Sequence[st
             for column in COLUMNS
         ]
         seeds = sorted({row["seed"] for row in of_method})
-        lines.append(f"| {method} | {' | '.join(cells)} | {_average(of_method, shifts, protocol)} | {len(seeds)} |")
+        ending = (_average(of_method, shifts, protocol), _trained(of_method), str(len(seeds)))
+        lines.append(f"| {' | '.join((method, *cells, *ending))} |")
     return "\n".join(lines)
 
 
@@ -142,6 +149,14 @@ def _in_brackets(method: str, shift: str, column: str) -> str:
     columns = published(method, shift)
     value = None if columns is None else dict(zip(PUBLISHED_COLUMNS, columns, strict=True)).get(column)
     return "" if value is None else f" ({value:.1f})"
+
+
+def _trained(rows: Sequence[Row]) -> str:
+    """Thousands, from the least to the most: shifts differ in their classes."""
+    numbers = sorted({round(int(row["trainable_parameters"]) / 1000) for row in rows})
+    if not numbers:
+        return "-"
+    return f"{numbers[0]}k" if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}k"
 
 
 def _average(rows: Sequence[Row], shifts: Sequence[str], protocol: str) -> str:
