@@ -100,7 +100,7 @@ def _append(path: Path, results: Sequence[ProbeResult], arguments: argparse.Name
     new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         if new:
             names = ProbeSettings().label_space.class_names
             writer.writerow(["backbone", "fitted_on", "tested_on", "frames", "test_frames", "miou", *names])

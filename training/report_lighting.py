@@ -143,7 +143,7 @@ def tile(image: Image, version: str, light: CameraLighting) -> Image:
 def write(path: Path, rows: Sequence[tuple[str, str, CameraLighting]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("file", "version", "condition", "darkness", "lambda", "confidence", "reliability", "reasons"))
         for name, version, light in rows:
             numbers = (light.darkness, light.guidance, light.confidence, light.reliability)

@@ -201,7 +201,7 @@ def _by_group(verdicts: list[Verdict], group: str) -> str:
 
 def _write_csv(path: Path, verdicts: list[Verdict]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("file", "label", "height", "width", "darkness", "confidence", "right", "faults"))
         for verdict in verdicts:
             picture = verdict.picture

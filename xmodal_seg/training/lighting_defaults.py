@@ -90,7 +90,7 @@ def render_street(folder: Path, street: int, settings: LitViewSettings) -> None:
         rows.append((name, picture.view, f"{picture.light.sun_elevation:.3f}", picture.light.lamps))
     partial = target / f"{INDEX}.part"
     with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
+        writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("file", "view", "sun_elevation", "lamps"))
         writer.writerows(rows)
     partial.replace(target / INDEX)

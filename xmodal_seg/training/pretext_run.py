@@ -167,7 +167,7 @@ class PretextTrainer:
         path = self.folder / LOSS_FILE
         new = not path.exists()
         with path.open("a", newline="") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")
             if new:
                 writer.writerow(["step", "elapsed_s", "wait_s", *TERMS])
             values = [f"{means[name]:.4f}" if name in means else "" for name in TERMS]

@@ -78,7 +78,7 @@ def append_row(path: Path, row: Mapping[str, Any], *, fields: Sequence[str]) -> 
     is_new = not path.is_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(fields))
+        writer = csv.DictWriter(file, fieldnames=list(fields), lineterminator="\n")
         if is_new:
             writer.writeheader()
         writer.writerow(row)

@@ -23,7 +23,7 @@ class SelectionLog:
         """The lines of the scoring before `step`."""
         is_new = not self._csv.is_file()
         with self._csv.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")
             if is_new:
                 writer.writerow(FIELDS)
             writer.writerows([step, *key, f"{score:.6g}", int(key in selected)] for key, score in scores.items())
