@@ -21,12 +21,13 @@ from rich.console import Console
 from tiny_world import tiny_recipe, tiny_vfm, write_tiny_world
 
 from xmodal_seg.checkpoint import backbone_state, bank_state, load_checkpoint
+from xmodal_seg.models.tuning.selection import ModuleKey
 from xmodal_seg.models.tuning.tuned_vit import TunedViT
 from xmodal_seg.training.data.tasks import open_domains
 from xmodal_seg.training.optim import sizes_line
 from xmodal_seg.training.recipe import Recipe, save_recipe
 from xmodal_seg.training.run import train
-from xmodal_seg.training.selection_log import MAP_FILE, PICTURE_FILE
+from xmodal_seg.training.selection_log import MAP_FILE, PICTURE_FILE, SelectionLog
 from xmodal_seg.training.trainer import Trainer, build_model
 
 HERE = Path(__file__).parent
@@ -289,6 +290,28 @@ def test_scores_on_either_domain_and_a_picture_of_them(world: Path, tmp_path: Pa
     picture = cv2.imread(str(tmp_path / PICTURE_FILE))
     assert picture is not None
     assert picture.std() > 20
+
+
+def test_a_run_that_starts_from_a_gated_one_begins_with_all_modules(world: Path, tmp_path: Path) -> None:
+    train(gate_recipe(world), tmp_path / "first", console=QUIET)
+    assert len(backbone_of(make_trainer(gate_recipe(world), tmp_path / "first")).selection()) == 2
+
+    again = make_trainer(gate_recipe(world).model_copy(update={"start_from": tmp_path / "first" / "last"}), tmp_path)
+
+    assert len(backbone_of(again).selection()) == 6
+
+
+def test_a_log_that_a_kill_cut_off_is_taken_up(tmp_path: Path) -> None:
+    path = tmp_path / MAP_FILE
+    log = SelectionLog(tmp_path)
+    path.touch()  # killed between opening and writing
+    log.forget_from(3)
+    log.add(2, {ModuleKey(0, "spatial"): 0.5}, [])
+    log.add(15, {ModuleKey(0, "spatial"): 0.5}, [])
+    whole = path.read_text()
+    path.write_text(whole[:-9])  # what is left of the line of step 15 begins with a smaller number
+    log.forget_from(150)
+    assert path.read_text() == "".join(whole.splitlines(keepends=True)[:2])
 
 
 def test_sizes_are_told(world: Path, tmp_path: Path) -> None:

@@ -112,6 +112,28 @@ def test_hash_follows_the_result_only(tmp_path: Path) -> None:
     assert recipe.result_hash() == tiny_recipe(tmp_path, optim={"gamma": default}).result_hash()
 
 
+def test_hash_follows_the_content_of_weights_and_not_their_path(tmp_path: Path) -> None:
+    def hash_with(path: Path) -> str:
+        backbone = {"kind": "timm", "name": "vit_tiny_patch16_224", "weights": str(path)}
+        return tiny_recipe(tmp_path, model={"image_backbone": backbone}).result_hash()
+
+    one, copy, other = tmp_path / "one", tmp_path / "copy", tmp_path / "other"
+    for path, content in ((one, b"1"), (copy, b"1"), (other, b"2")):
+        path.write_bytes(content)
+    assert hash_with(one) == hash_with(copy)
+    assert hash_with(one) != hash_with(other)
+
+
+@pytest.mark.parametrize("size", ["small", "full"])
+@pytest.mark.parametrize("target", ["vkitti", "a2d2"])
+def test_xmudas_own_rows_have_their_own_lambdas_on_simulated_and_real_shifts(target: str, size: str) -> None:
+    real = {"vkitti": "virtual_kitti_semantic_kitti", "a2d2": "a2d2_semantic_kitti"}[target]
+    for method in ("xmuda", "xmuda_fuse", "xmuda_vfm_fuse", "ours"):
+        simulated, expected = (composed(shift, method, size).losses for shift in (f"sim_{target}_semkitti", real))
+        assert (simulated.lambda_source, simulated.lambda_target) == (expected.lambda_source, expected.lambda_target)
+        assert (simulated.lambda_target == 0.01) == (method in ("xmuda", "xmuda_fuse"))
+
+
 def test_merge_replaces_lists_and_joins_mappings() -> None:
     merged = merge({"a": {"b": 1, "c": [1, 2]}, "d": 1}, {"a": {"c": [3]}, "d": {"e": 2}})
     assert merged == {"a": {"b": 1, "c": [3]}, "d": {"e": 2}}

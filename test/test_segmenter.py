@@ -59,7 +59,7 @@ def test_logits_equal_the_parts_put_together_by_hand():
     torch.testing.assert_close(predictions.mimic["fused", "3d"][seen], model.heads.mimic["fused"](fused))
 
 
-@pytest.mark.parametrize("feature_norm", ["none", "batch", "layer"])
+@pytest.mark.parametrize("feature_norm", ["none", "standardise", "batch", "layer"])
 def test_known_2d_features_replace_the_image_backbone(feature_norm):
     backbone = ImageBackboneSettings(**{**small_settings().image_backbone.model_dump(), "feature_norm": feature_norm})
     model = _model(image_backbone=backbone).eval()
@@ -72,6 +72,17 @@ def test_known_2d_features_replace_the_image_backbone(feature_norm):
             assert torch.equal(expected, got)
     with pytest.raises(ValueError, match=r"feats_2d: expected \(27, 24\), a row per point that a camera sees, got"):
         model(batch, feats_2d=feats_2d[1:])
+
+
+def test_standardised_features_have_nothing_that_guidance_could_move():
+    backbone = ImageBackboneSettings(**{**small_settings().image_backbone.model_dump(), "feature_norm": "standardise"})
+    model = _model(image_backbone=backbone).train()
+    assert {*model.parameter_groups()["image"]} == {*model.heads.main["2d"].parameters()}
+
+    feats = model.feature_norm(model.image_feats(make_batch()))
+
+    torch.testing.assert_close(feats.mean(dim=0), torch.zeros(24), atol=1e-5, rtol=0)
+    torch.testing.assert_close(feats.std(dim=0, correction=0), torch.ones(24), atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("training", [True, False])

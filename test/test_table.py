@@ -11,8 +11,8 @@ import pytest
 from tiny_world import tiny_recipe
 
 from xmodal_seg.config import HeadSettings
-from xmodal_seg.training.table import Row, code_hash, columns_of, find_row, make_row, markdown, read_rows
-from xmodal_seg.training.table_runs import Finished, Run, _in_pool
+from xmodal_seg.training.table import Row, code_hash, columns_of, find_row, make_row, markdown, read_rows, stages_hash
+from xmodal_seg.training.table_runs import CODE_FILE, Finished, Run, _in_pool, _note_code
 
 OURS = HeadSettings()
 XMUDA = HeadSettings(main=("2d", "3d"), mimic=(), ensemble=("2d", "3d"))
@@ -59,14 +59,36 @@ def test_mean_and_deviation_over_seeds() -> None:
     ]
     lines = markdown(rows, shifts=["night"], methods=["ours", "xmuda_fuse", "mlp"], protocol="last").splitlines()
     assert lines[0] == "| method | night 2D | night VFM | night 3D | night 2D3D | average | trained | seeds |"
-    assert lines[2] == "| ours | 61.0 ± 1.4 | 50.0 ± 0.0 | 41.5 ± 2.1 | 62.0 ± 1.4 | 54.8 | 2-3k | 2 |"
-    assert lines[3] == "| xmuda_fuse | - | - | - | 55.5 | - | 2k | 1 |"
+    assert lines[2] == "| ours | 61.0 ± 1.4 | 50.0 ± 0.0 | 41.5 ± 2.1 | 62.0 ± 1.4 | 54.8 | 2-3k (1-2k on) | 2 |"
+    assert lines[3] == "| xmuda_fuse | - | - | - | 55.5 | - | 2k (1k on) | 1 |"
     assert lines[4] == "| mlp | - | - | - | - | - | - | 0 |"
 
 
 def test_a_line_tells_what_was_trained_and_what_was_on_at_the_end() -> None:
     line = row("ours", 1, OURS)
     assert (line["trainable_parameters"], line["trainable_on"]) == ("2700", "2200")
+
+
+def test_seeds_are_counted_by_shift() -> None:
+    rows = [row("ours", 0, OURS), row("ours", 1, OURS), row("mlp", 0, OURS)]
+    one = {**row("mlp", 0, OURS), "shift": "town"}
+    lines = markdown([*rows, one], shifts=["night", "town"], methods=["ours", "mlp"], protocol="last").splitlines()
+    assert [line.split("|")[-2].strip() for line in lines[2:]] == ["0-2", "1"]
+
+
+def test_a_run_names_all_code_that_it_has_seen(tmp_path: Path) -> None:
+    assert _note_code(tmp_path) == code_hash()
+    (tmp_path / CODE_FILE).write_text("older\n", encoding="utf-8")
+    assert _note_code(tmp_path) == code_hash()  # it had come to no state, and begins anew
+    (tmp_path / CODE_FILE).write_text("older\n", encoding="utf-8")
+    (tmp_path / "state.pt").touch()
+    assert _note_code(tmp_path) == f"older+{code_hash()}"
+    assert _note_code(tmp_path) == f"older+{code_hash()}"
+
+
+def test_a_second_stage_depends_on_the_first() -> None:
+    assert stages_hash("a", "b") == stages_hash("a", "b")
+    assert len({stages_hash("a", "b"), stages_hash("c", "b"), stages_hash("b", "a")}) == 3
 
 
 def test_lines_are_found_by_what_made_them() -> None:

@@ -28,13 +28,19 @@ from xmodal_seg.training.lora_merging import merge_lora, merged_model
 LABELS = LabelSpace(name="five", class_names=tuple("abcde"), colours=tuple((i, 2 * i, 3 * i) for i in range(5)))
 WIDTHS = {"rank": 3, "adapter_width": 5, "frequency_width": 4, "low_pass": 0.5}
 TINY = {"depth": 3, "embed_dim": 24, "num_heads": 2}
-# Of timm's ViTs: plain, without and with four registers, layer scale, a convolutional stem, pre-norm without biases.
+# Of timm's ViTs: plain, without and with four registers, layer scale, a convolutional stem, pre-norm without biases,
+# norms behind attention and MLP, rotary embeddings (one for all blocks, and one each), a gated MLP, and query and value
+# with projections of their own.
 NETWORKS = [
     pytest.param("vit_tiny_patch16_224", {}, id="class token"),
     pytest.param("vit_small_patch14_reg4_dinov2.lvd142m", {"img_size": 56}, id="registers, layer scale"),
     pytest.param("vit_tiny_r_s16_p8_224", {"img_size": [64, 96], "patch_size": 2}, id="hybrid"),
     pytest.param("vit_base_patch16_siglip_224", {}, id="no prefix"),
     pytest.param("vit_base_patch16_clip_224", {}, id="norm before the blocks"),
+    pytest.param("vit_base_patch16_rpn_224", {}, id="norms behind"),
+    pytest.param("vit_small_patch16_dinov3.lvd1689m", {}, id="DINOv3"),
+    pytest.param("vit_small_patch16_rope_mixed_224", {"num_heads": 2}, id="mixed rope"),
+    pytest.param("eva02_base_patch14_224", {}, id="EVA-02"),
 ]
 
 
@@ -165,8 +171,41 @@ def test_low_rank_updates_query_and_value_and_never_the_key() -> None:
     assert value.abs().min() > 0
     module = vit.modules_by_key()[ModuleKey(1, "spatial")]
     assert isinstance(module, LowRank)
-    torch.testing.assert_close(tokens @ module.weight_update().t(), torch.cat([query, key, value], dim=-1))
-    assert torch.linalg.matrix_rank(module.weight_update()[:24]) == WIDTHS["rank"]
+    torch.testing.assert_close(tokens @ module.query_update().t(), query)
+    torch.testing.assert_close(tokens @ module.value_update().t(), value)
+    assert torch.linalg.matrix_rank(module.query_update()) == WIDTHS["rank"]
+
+
+def test_low_rank_updates_projections_of_their_own() -> None:
+    vit = tuned("lora", name="eva02_base_patch14_224")
+    teach(vit)
+    attention = vit.network.blocks[1].attn
+    tokens = torch.randn(2, 7, 24)
+    module = vit.modules_by_key()[ModuleKey(1, "spatial")]
+    assert isinstance(module, LowRank)
+
+    for projection, update in ((attention.q_proj, module.query_update()), (attention.v_proj, module.value_update())):
+        plain = torch.nn.functional.linear(tokens, projection.weight, projection.bias)
+        torch.testing.assert_close(projection(tokens), plain + tokens @ update.t())
+        assert update.abs().max() > 0
+    assert torch.equal(attention.k_proj(tokens), tokens @ attention.k_proj.weight.t())
+
+
+def test_the_semantic_module_is_beside_the_mlp() -> None:
+    for name in ("vit_tiny_patch16_224", "vit_small_patch16_dinov3.lvd1689m"):
+        vit = tuned("adapter", name=name)
+        teach(vit)
+        block, modules = vit.network.blocks[0], vit.tuned_blocks[0]
+        tokens = torch.randn(2, vit.network.num_prefix_tokens + 6, 24)
+        seen: list[torch.Tensor] = []
+        handle = block.mlp.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+
+        found = modules(block, tokens, (2, 3), vit.network.num_prefix_tokens, None)
+
+        handle.remove()
+        assert modules._before_mlp is None  # nothing is kept beyond the call
+        torch.testing.assert_close(found, block(tokens) + modules.semantic(seen[0]))
+        assert not torch.equal(seen[0], tokens)
 
 
 @pytest.mark.parametrize("grid", [(5, 7), (4, 6), (1, 9), (3, 2)])
@@ -216,9 +255,9 @@ def test_frequency_leaves_class_and_register_tokens_alone(name: str, model_args:
     tokens = torch.randn(2, num_prefix + 15, 24)
     assert vit.network.num_prefix_tokens == num_prefix
 
-    added = modules(block, tokens, (3, 5), num_prefix)
+    added = modules(block, tokens, (3, 5), num_prefix, None)
     modules.frequency.active = False
-    without = modules(block, tokens, (3, 5), num_prefix)
+    without = modules(block, tokens, (3, 5), num_prefix, None)
 
     assert torch.equal(added[:, :num_prefix], without[:, :num_prefix])
     assert (added - without)[:, num_prefix:].abs().amax(dim=-1).min() > 1e-4
@@ -335,8 +374,17 @@ def test_banks_have_modules_of_their_own(tmp_path: Path) -> None:
     assert not torch.equal(logits_of(segmenter.model_of("day"))[0], expected[0])
 
 
-def test_save_load_merge_gives_the_same_logits(tmp_path: Path) -> None:
-    model = model_of("lora")
+@pytest.mark.parametrize(
+    ("name", "model_args"),
+    [
+        ("vit_tiny_patch16_224", {}),
+        ("vit_small_patch16_dinov3.lvd1689m", {"init_values": 20.0}),  # at 1e-5 no module would be felt
+        ("eva02_base_patch14_224", {"patch_size": 16}),
+    ],
+)
+def test_save_load_merge_gives_the_same_logits(tmp_path: Path, name: str, model_args: dict) -> None:
+    backbone = {"name": name, "model_args": model_args}
+    model = model_of("lora", backbone=dict(backbone))
     teach(model.image_backbone)
     save_checkpoint(tmp_path / "lora", model, label_space=LABELS, metadata={"trained": True})
 
@@ -347,7 +395,8 @@ def test_save_load_merge_gives_the_same_logits(tmp_path: Path) -> None:
     assert merged.settings.image_backbone.tuning == TuningSettings()
     for found, expected in zip(logits_of(merged), logits_of(model), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(logits_of(merged)[0], logits_of(model_of("none"))[0], atol=1e-2)
+    plain = model_of("none", backbone=dict(backbone))
+    assert not torch.allclose(logits_of(merged)[0], logits_of(plain)[0], atol=1e-2)
     assert Segmenter.load(tmp_path / "merged", device="cpu").trained
 
 
@@ -382,10 +431,17 @@ def test_a_word_stands_for_its_kind() -> None:
         (lambda: ImageBackboneSettings(tuning="everything"), "Input should be 'none', 'lora'"),
         (lambda: tuned("gate", tuning={"top_k": 10}), "top_k: expected at most 9, the modules of .*, got 10"),
         (
-            lambda: tuned("lora", name="vit_small_patch16_dinov3.lvd1689m"),
-            "'lora' needs a VisionTransformer of timm with its plain blocks, .* is a Eva of other ones",
+            lambda: tuned("lora", name="vit_small_patch16_dinov3_qkvb.lvd1689m"),
+            "'lora' needs attention that calls its projection as a layer; 'vit_small_patch16_dinov3_qkvb.lvd1689m' mul",
         ),
-        (lambda: tuned("lora", name="vit_small_patch16_18x2_224"), "plain blocks, .* of other ones"),
+        (
+            lambda: tuned("adapter", name="vit_small_patch16_18x2_224"),
+            "'adapter' needs blocks with one attention and one MLP after it, those of .* are ParallelThingsBlock",
+        ),
+        (
+            lambda: tuned("lora", name="naflexvit_base_patch16_gap"),
+            "'lora' needs a VisionTransformer or Eva of timm, 'naflexvit_base_patch16_gap' is a NaFlexVit",
+        ),
     ],
 )
 def test_errors_say_what_was_expected(make: Any, message: str) -> None:

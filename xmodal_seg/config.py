@@ -105,8 +105,10 @@ class ImageBackboneSettings(Settings):
         default=None, description="radio only: a local checkout of its repository, used instead of torch.hub's download"
     )
     model_args: dict[str, Any] = Field(default_factory=dict, description="further arguments of the model's constructor")
-    feature_norm: Literal["none", "batch", "layer"] = Field(
-        default="none", description="normalise the features before heads and fusion (RADIO's are un-normalised)"
+    feature_norm: Literal["none", "standardise", "batch", "layer"] = Field(
+        default="none",
+        description="normalise the features before heads and fusion (RADIO's are un-normalised): by the points' own "
+        "statistics alone, or with a scale and a shift too, which then are trained by the 2D head and the fusion alike",
     )
     cells_per_patch: int = Field(
         default=1,

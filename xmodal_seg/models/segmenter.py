@@ -178,8 +178,8 @@ def _needed_heads(settings: ModelSettings) -> set[Head]:
 
 def _feature_norm(settings: ImageBackboneSettings, channels: int) -> nn.Module:
     """Per point and not per cell: statistics then weigh the image by where the points are, as the heads see it."""
-    if settings.feature_norm == "batch":
-        return PointBatchNorm(channels)
+    if settings.feature_norm in ("batch", "standardise"):
+        return PointBatchNorm(channels, affine=settings.feature_norm == "batch")
     return nn.LayerNorm(channels) if settings.feature_norm == "layer" else nn.Identity()
 
 

@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from xmodal_seg.tensor_files import hash_tensors
 from xmodal_seg.training.data.dataset import FrameDataset
 from xmodal_seg.training.data.prepared import write_text
 from xmodal_seg.training.locks import locked
+from xmodal_seg.training.recipe_settings import RESULTS_VERSION
 
 INDEX_FILE = "features.json"  # written last
 MAPS_FILE = "maps.npy"
@@ -96,6 +98,7 @@ class _Job:
 def _key(job: _Job, *, fingerprint: str, mirror: bool) -> str:
     settings = job.model.settings.image_backbone.model_dump(mode="json", exclude={"weights", "feature_norm", "tuning"})
     facts = {
+        "versions": [RESULTS_VERSION, version("timm")],
         "backbone": hash_tensors(backbone_state(job.model)),
         "settings": settings,
         "image_size": job.image_size,

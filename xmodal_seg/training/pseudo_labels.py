@@ -7,6 +7,7 @@ main head `<name>_labels.npy` (T,) uint8 with UNLABELED and `<name>_probability.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -50,6 +51,7 @@ class PseudoLabelStore:
         self, folder: Path, *, heads: Iterable[Head], teacher: Teacher, fingerprint: str, num_frames: int
     ) -> None:
         index = _read_index(folder)
+        self.content_hash = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()[:16]
         if (index["data"], index["num_frames"]) != (fingerprint, num_frames):
             raise ValueError(
                 f"data.pseudo_labels: {folder} holds labels of {index['num_frames']} frames of other data "

@@ -164,6 +164,8 @@ class Recipe(Settings):
     def result_hash(self) -> str:
         """16 hex digits over all that changes the result, RESULTS_VERSION too: not over folders, workers or the seed.
 
+        Of a local file of weights it is the content that counts.
+
         Nor over what keeps its default, so that a setting added later leaves the hashes of earlier results alone; a
         default that changes what comes out must therefore not be changed, but set in the recipes.
         """
@@ -174,6 +176,9 @@ class Recipe(Settings):
             values["data"].pop(key, None)
         for key in ("log_every", "checkpoint_every"):
             values.get("evaluation", {}).pop(key, None)
+        weights = Path(self.model.image_backbone.weights)
+        if weights.is_file():
+            values["model"]["image_backbone"]["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
         values["results_version"] = RESULTS_VERSION
         text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]

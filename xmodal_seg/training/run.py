@@ -185,7 +185,7 @@ def summarise(scores: Scores) -> dict[str, Any]:
 
 def _sources(setup: Setup) -> Sources:
     recipe, domains = setup.recipe, setup.domains
-    pseudo_labels = None
+    pseudo_labels, pseudo_labels_hash = None, ""
     if recipe.losses.lambda_pl > 0:
         assert recipe.data.pseudo_labels is not None
         pseudo_labels = PseudoLabelStore(
@@ -195,6 +195,7 @@ def _sources(setup: Setup) -> Sources:
             fingerprint=domains.fingerprint,
             num_frames=len(domains.target_train),
         )
+        pseudo_labels_hash = f"-{pseudo_labels.content_hash}"
     data = recipe.data
     source_features = target_features = None  # of a domain that no step runs on, none are made
     if data.labelled == "source":
@@ -210,6 +211,7 @@ def _sources(setup: Setup) -> Sources:
         target_features=target_features,
         validation_features=setup.features(domains.target_val),
         pseudo_labels=pseudo_labels,
+        pseudo_labels_hash=pseudo_labels_hash,
     )
 
 

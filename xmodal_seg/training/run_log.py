@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
+from xmodal_seg.training.data.prepared import write_text
+
 VALIDATION_FILE = "validation.csv"
 
 
@@ -42,7 +44,7 @@ class RunLog:
 
     def __enter__(self) -> RunLog:
         if self._active:
-            _drop_later_rows(self._folder / VALIDATION_FILE, self._step)
+            drop_rows_from(self._folder / VALIDATION_FILE, self._step + 1)
             self._writer = SummaryWriter(str(self._folder), purge_step=self._step)
         self._progress.start()
         self._task = self._progress.add_task("", total=self._total, completed=self._step, loss=math.nan, wait=0.0)
@@ -84,9 +86,13 @@ def append_row(path: Path, row: Mapping[str, Any], *, fields: Sequence[str]) -> 
         writer.writerow(row)
 
 
-def _drop_later_rows(path: Path, step: int) -> None:
-    """Rows of steps that are about to be made again."""
+def drop_rows_from(path: Path, step: int) -> None:
+    """Remove lines whose first column is `step` or later, which are about to be made again, and one that is cut off."""
     if not path.is_file():
         return
-    header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    path.write_text(header + "".join(row for row in rows if int(row.split(",")[0]) <= step), encoding="utf-8")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    if not lines:  # a kill came before the header was written
+        path.unlink()
+        return
+    header, *rows = lines
+    write_text(path, header + "".join(row for row in rows if int(row.split(",")[0]) < step))

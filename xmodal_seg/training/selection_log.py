@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from xmodal_seg.models.tuning.selection import ModuleKey
+from xmodal_seg.training.run_log import drop_rows_from
 
 MAP_FILE, PICTURE_FILE = "selection.csv", "selection.png"
 FIELDS = ("step", "layer", "type", "score", "on")
@@ -30,10 +31,7 @@ class SelectionLog:
 
     def forget_from(self, step: int) -> None:
         """Remove the scorings before `step` and later steps: they are about to be made again."""
-        if not self._csv.is_file():
-            return
-        header, *lines = self._csv.read_text(encoding="utf-8").splitlines(keepends=True)
-        self._csv.write_text(header + "".join(line for line in lines if int(line.split(",")[0]) < step), "utf-8")
+        drop_rows_from(self._csv, step)
 
     def draw(self) -> None:
         """Write the picture, if there was any scoring."""

@@ -104,7 +104,8 @@ def find_row(rows: Iterable[Row], key: Mapping[str, Any]) -> Row | None:
 def markdown(rows: Sequence[Row], *, shifts: Sequence[str], methods: Sequence[str], protocol: str) -> str:
     """A table: methods down, for each shift 2D, VFM, 3D and 2D3D mIoU; the average is of all but VFM.
 
-    In brackets: what the paper gives for the method on the shift. `trained`: how many thousand numbers.
+    In brackets: what the paper gives for the method on the shift. `trained`: how many thousand numbers, and of those
+    how many were on at the end, where that is not all. A range where shifts differ.
     """
     header = [f"{shift} {TITLES[column]}" for shift in shifts for column in COLUMNS]
     lines = [
@@ -118,10 +119,15 @@ def markdown(rows: Sequence[Row], *, shifts: Sequence[str], methods: Sequence[st
             for shift in shifts
             for column in COLUMNS
         ]
-        seeds = sorted({row["seed"] for row in of_method})
-        ending = (_average(of_method, shifts, protocol), _trained(of_method), str(len(seeds)))
+        seeds = _range(sum(row["shift"] == shift for row in of_method) for shift in shifts)
+        ending = (_average(of_method, shifts, protocol), _trained(of_method), seeds)
         lines.append(f"| {' | '.join((method, *cells, *ending))} |")
     return "\n".join(lines)
+
+
+def stages_hash(first: str, second: str) -> str:
+    """16 hex digits for a second stage, which depends on the recipe of its first."""
+    return hashlib.sha256(f"{first}\n{second}".encode()).hexdigest()[:16]
 
 
 def code_hash() -> str:
@@ -152,11 +158,17 @@ def _in_brackets(method: str, shift: str, column: str) -> str:
 
 
 def _trained(rows: Sequence[Row]) -> str:
-    """Thousands, from the least to the most: shifts differ in their classes."""
-    numbers = sorted({round(int(row["trainable_parameters"]) / 1000) for row in rows})
-    if not numbers:
+    if not rows:
         return "-"
-    return f"{numbers[0]}k" if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}k"
+    trained, on = (
+        f"{_range(round(int(row[name]) / 1000) for row in rows)}k" for name in ("trainable_parameters", "trainable_on")
+    )
+    return trained if on == trained else f"{trained} ({on} on)"
+
+
+def _range(numbers: Iterable[int]) -> str:
+    found = sorted(numbers)
+    return str(found[0]) if found[0] == found[-1] else f"{found[0]}-{found[-1]}"
 
 
 def _average(rows: Sequence[Row], shifts: Sequence[str], protocol: str) -> str:

@@ -18,9 +18,12 @@ from rich.console import Console
 
 from xmodal_seg.training.recipe import Recipe
 from xmodal_seg.training.run import evaluate_run, make_run_pseudo_labels, train
+from xmodal_seg.training.run_state import STATE_FILE
+from xmodal_seg.training.table import code_hash
 
 # A second stage learns from the pseudo-labels of its first stage, of the same seed.
 FIRST_STAGE = {"ours_pl": "ours", "xmuda_pl": "xmuda"}
+CODE_FILE = "code.txt"  # a line for each version of the code that the run has seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,7 @@ class Finished:
 
     run: Run
     minutes: float = 0.0
+    code: str = ""  # hashes of the code that made it, more than one where it was changed while the run was interrupted
     results: dict[str, Any] | None = None
     error: str | None = None
 
@@ -66,6 +70,7 @@ def make_run(run: Run) -> Finished:
     """Train and score one run, its output in `log.txt`; an error becomes a sentence."""
     start_s = time.monotonic()
     run.folder.mkdir(parents=True, exist_ok=True)
+    code = _note_code(run.folder)
     with (run.folder / "log.txt").open("a", encoding="utf-8") as log:
         console = Console(file=log)
         try:
@@ -77,7 +82,16 @@ def make_run(run: Run) -> Finished:
         except Exception as error:  # of whatever kind: the other runs of the table go on
             what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
             return Finished(run=run, error=f"{run.title}: {what}")
-    return Finished(run=run, minutes=(time.monotonic() - start_s) / 60, results=results)
+    return Finished(run=run, minutes=(time.monotonic() - start_s) / 60, code=code, results=results)
+
+
+def _note_code(folder: Path) -> str:
+    """Add the present code to those that a run has seen, and name them all; a run that begins has seen none."""
+    path = folder / CODE_FILE
+    seen = path.read_text(encoding="utf-8").split() if path.is_file() and (folder / STATE_FILE).is_file() else []
+    codes = list(dict.fromkeys([*seen, code_hash()]))
+    path.write_text("\n".join(codes) + "\n", encoding="utf-8")
+    return "+".join(codes)
 
 
 def _in_pool(

@@ -22,6 +22,7 @@ from rich.console import Console
 from xmodal_seg.checkpoint import load_bank, load_checkpoint, save_checkpoint
 from xmodal_seg.metrics import ConfusionMatrix
 from xmodal_seg.models.segmenter import SegmentationModel
+from xmodal_seg.models.tuning.tuned_vit import TunedViT
 from xmodal_seg.training.best_banks import BestBanks, backbone_storage
 from xmodal_seg.training.data.dataset import Domains, FrameDataset, class_counts, log_class_weights
 from xmodal_seg.training.evaluation import Scores, evaluate
@@ -59,6 +60,7 @@ class Sources:
     target_features: FeatureMaps | None = None
     validation_features: FeatureMaps | None = None
     pseudo_labels: PseudoLabels | None = None
+    pseudo_labels_hash: str = ""
 
 
 class Trainer:
@@ -86,7 +88,7 @@ class Trainer:
         self.scheduler = build_scheduler(self.optimizer, recipe.optim)
         weights = _class_weights(recipe, self._supervised)
         self.class_weights = None if weights is None else weights.to(fabric.device)
-        self._run_hash = f"{recipe.result_hash()}-{recipe.seed}-{domains.fingerprint}"
+        self._run_hash = f"{recipe.result_hash()}-{recipe.seed}-{domains.fingerprint}{self._sources.pseudo_labels_hash}"
         self.step = 0
         out.mkdir(parents=True, exist_ok=True)
         is_begun = (out / STATE_FILE).is_file()
@@ -349,6 +351,8 @@ def build_model(recipe: Recipe) -> SegmentationModel:
     model = SegmentationModel(settings=recipe.model)
     if recipe.start_from is not None:
         load_bank(model, load_checkpoint(recipe.start_from).bank(), where=f"start_from: {recipe.start_from}")
+        if isinstance(model.image_backbone, TunedViT):  # which modules were on there is not for this run
+            model.image_backbone.select(model.image_backbone.modules_by_key())
     return model
 
 

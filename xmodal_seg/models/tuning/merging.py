@@ -28,7 +28,16 @@ def merged_backbone(tuned: TunedViT) -> FrozenViT:
     weights = tuned.network.state_dict()
     for key, module in tuned.modules_by_key().items():
         assert isinstance(module, LowRank)
-        name = f"blocks.{key.layer}.attn.qkv.weight"
-        weights[name] = weights[name] + module.weight_update().detach()
+        for name, update in _updates(module, is_fused=tuned.network.blocks[key.layer].attn.qkv is not None).items():
+            name = f"blocks.{key.layer}.attn.{name}.weight"
+            weights[name] = weights[name] + update.detach()
     frozen.network.load_state_dict(weights)
     return frozen.to(tuned.mean.device)
+
+
+def _updates(module: LowRank, *, is_fused: bool) -> dict[str, torch.Tensor]:
+    """What the weight of each projection has to grow by, by the projection's name."""
+    query, value = module.query_update(), module.value_update()
+    if is_fused:
+        return {"qkv": torch.cat([query, torch.zeros_like(query), value])}
+    return {"q_proj": query, "v_proj": value}

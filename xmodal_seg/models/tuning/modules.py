@@ -6,6 +6,8 @@ While `active` is False a module adds nothing.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -18,32 +20,57 @@ class TuningModule(nn.Module):
 
 
 class LowRank(TuningModule):
-    """Spatial: W_q + B_q A_q and W_v + B_v A_v in a fused projection [q, k, v]; the key stays as it is.
+    """Spatial: W_q + B_q A_q and W_v + B_v A_v of an attention; its key stays as it is.
 
-    A is drawn as in a linear layer, B is zero. `peft` would adapt the fused projection as a whole, the key with it.
+    A is drawn as in a linear layer, B is zero. `peft` would adapt a fused projection as a whole, the key with it.
     """
 
-    def __init__(self, *, width: int, out_channels: int, rank: int) -> None:
+    def __init__(self, *, width: int, query_channels: int, value_channels: int, rank: int) -> None:
         super().__init__()
         self.query_down = nn.Linear(width, rank, bias=False)
-        self.query_up = _zeros(rank, out_channels, bias=False)
+        self.query_up = _zeros(rank, query_channels, bias=False)
         self.value_down = nn.Linear(width, rank, bias=False)
-        self.value_up = _zeros(rank, out_channels, bias=False)
+        self.value_up = _zeros(rank, value_channels, bias=False)
 
-    def add_to(self, projection: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
-        """A forward hook of the fused projection: (I, T, D) -> output (I, T, 3 C) with query and value changed."""
+    @classmethod
+    def attached_to(cls, attention: Any, *, rank: int) -> LowRank:
+        """For timm's attention with a fused projection `qkv`, or with `q_proj` and `v_proj`; it acts by their hooks."""
+        # Bound methods, unlike closures, follow the module into a deep copy.
+        if attention.qkv is not None:
+            width, channels = attention.qkv.in_features, attention.qkv.out_features // 3
+            module = cls(width=width, query_channels=channels, value_channels=channels, rank=rank)
+            attention.qkv.register_forward_hook(module.add_to_fused)
+            return module
+        query, value = attention.q_proj, attention.v_proj
+        module = cls(
+            width=query.in_features, query_channels=query.out_features, value_channels=value.out_features, rank=rank
+        )
+        query.register_forward_hook(module.add_to_query)
+        value.register_forward_hook(module.add_to_value)
+        return module
+
+    def add_to_fused(self, _: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        """Forward hook: (I, T, D) -> output (I, T, 3 C) with query and value changed."""
         if not self.active:
             return output
         query, key, value = output.chunk(3, dim=-1)
-        query = query + self.query_up(self.query_down(inputs[0]))
-        value = value + self.value_up(self.value_down(inputs[0]))
-        return torch.cat([query, key, value], dim=-1)
+        return torch.cat([self.add_to_query(_, inputs, query), key, self.add_to_value(_, inputs, value)], dim=-1)
 
-    def weight_update(self) -> torch.Tensor:
-        """(3 C, D) what the weight of the projection would have to grow by for the same result."""
-        query = self.query_up.weight @ self.query_down.weight
-        value = self.value_up.weight @ self.value_down.weight
-        return torch.cat([query, torch.zeros_like(query), value])
+    def add_to_query(self, _: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        """Forward hook: (I, T, D) -> (I, T, C)."""
+        return output + self.query_up(self.query_down(inputs[0])) if self.active else output
+
+    def add_to_value(self, _: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        """Forward hook: (I, T, D) -> (I, T, C)."""
+        return output + self.value_up(self.value_down(inputs[0])) if self.active else output
+
+    def query_update(self) -> torch.Tensor:
+        """(C, D) B_q A_q."""
+        return self.query_up.weight @ self.query_down.weight
+
+    def value_update(self) -> torch.Tensor:
+        """(C, D) B_v A_v."""
+        return self.value_up.weight @ self.value_down.weight
 
 
 class Bottleneck(TuningModule):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ TYPES: dict[str, tuple[ModuleType, ...]] = {
 class TunedViT(ImageBackbone):
     """FrozenViT's network, frozen and in eval mode, with modules in its blocks that are trained.
 
-    With F the frequency module on patch tokens, a block of timm becomes
+    With F the frequency module on patch tokens, a block of timm, here one that norms first, becomes
 
         T' = T + MSA(LN(T)), whose query and value have the spatial module's low-rank update
         T'' = T' + MLP(LN(T')) + semantic(LN(T')),   T''' = T'' + F(T'')
@@ -36,8 +36,9 @@ class TunedViT(ImageBackbone):
     and gives the same features as FrozenViT to the last bit until a module has learned something. `selected` says which
     modules are on; a checkpoint's banks hold it with the modules.
 
-    Raises ValueError for what FrozenViT refuses, for a network that is not made of timm's plain `Block`s (EVA, DINOv3
-    and NaFlex models are not), and for a `top_k` beyond the number of modules.
+    Raises ValueError for what FrozenViT refuses, for a network whose blocks have no attention and MLP to attach to or
+    that is neither a `VisionTransformer` nor an `Eva` (DINOv3, EVA-02, Perception Encoder) of timm, and for a `top_k`
+    beyond the number of modules.
     """
 
     frozen = False
@@ -58,7 +59,9 @@ class TunedViT(ImageBackbone):
         self.register_buffer("mean", base.mean, persistent=False)
         self.register_buffer("std", base.std, persistent=False)
         with torch.random.fork_rng(devices=[]):  # what is drawn after this is what it is without modules
-            self.tuned_blocks = nn.ModuleList(_TunedBlock(block, settings.tuning) for block in self.network.blocks)
+            self.tuned_blocks = nn.ModuleList(
+                _TunedBlock(block, settings.tuning, width=self.network.embed_dim) for block in self.network.blocks
+            )
         self.types = TYPES[settings.tuning.kind]
         self.register_buffer("selected", torch.ones(len(self.tuned_blocks), len(self.types), dtype=torch.bool))
         self._check_top_k()
@@ -107,16 +110,17 @@ class TunedViT(ImageBackbone):
         self._activate()
         network = self.network
         height, width = network.patch_embed.dynamic_feat_size(tuple(images.shape[-2:]))
-        tokens = network.patch_embed((images - self.mean) / self.std)
-        tokens = network.norm_pre(network.patch_drop(network._pos_embed(tokens)))
-        for block, tuned in zip(network.blocks, self.tuned_blocks, strict=True):
-            tokens = self._run(tuned, block, tokens, (height, width))
+        tokens, ropes = _embedded(network, (images - self.mean) / self.std)
+        for block, tuned, rope in zip(network.blocks, self.tuned_blocks, ropes, strict=True):
+            tokens = self._run(tuned, block, tokens, (height, width), rope)
         patches = network.norm(tokens)[:, network.num_prefix_tokens :]
         cells = patches.reshape(len(images), height, width, -1).permute(0, 3, 1, 2).contiguous()
         return with_cells(cells, self.cells_per_patch)
 
-    def _run(self, tuned: nn.Module, block: nn.Module, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        arguments = (block, tokens, grid, self.network.num_prefix_tokens)
+    def _run(
+        self, tuned: nn.Module, block: nn.Module, tokens: torch.Tensor, grid: tuple[int, int], rope: torch.Tensor | None
+    ) -> torch.Tensor:
+        arguments = (block, tokens, grid, self.network.num_prefix_tokens, rope)
         if self.settings.tuning.checkpointing and torch.is_grad_enabled():
             return checkpoint(tuned, *arguments, use_reentrant=False, preserve_rng_state=False)
         return tuned(*arguments)
@@ -140,46 +144,70 @@ class TunedViT(ImageBackbone):
 class _TunedBlock(nn.Module):
     """The modules of one block, and the block's forward pass with them."""
 
-    def __init__(self, block: Any, settings: TuningSettings) -> None:
+    def __init__(self, block: Any, settings: TuningSettings, *, width: int) -> None:
         super().__init__()
-        projection = block.attn.qkv
-        width, hidden = projection.in_features, settings.frequency_width
-        types = TYPES[settings.kind]
+        hidden, types = settings.frequency_width, TYPES[settings.kind]
+        self._before_mlp: torch.Tensor | None = None
         self.spatial = self.semantic = self.frequency = None
         if "spatial" in types:
-            self.spatial = LowRank(width=width, out_channels=projection.out_features // 3, rank=settings.rank)
-            # A bound method, unlike a closure, follows the module into a deep copy.
-            projection.register_forward_hook(self.spatial.add_to)
+            self.spatial = LowRank.attached_to(block.attn, rank=settings.rank)
         if "semantic" in types:
             self.semantic = Bottleneck(width=width, hidden=settings.adapter_width)
+            block.mlp.register_forward_pre_hook(self._keep_input)
         if "frequency" in types:
             self.frequency = FrequencyBands(width=width, hidden=hidden, low_pass=settings.low_pass)
 
     def module_of(self, of_type: ModuleType) -> TuningModule:
         return getattr(self, of_type)
 
-    def forward(self, block: Any, tokens: torch.Tensor, grid: tuple[int, int], num_prefix: int) -> torch.Tensor:
+    def forward(
+        self, block: Any, tokens: torch.Tensor, grid: tuple[int, int], num_prefix: int, rope: torch.Tensor | None
+    ) -> torch.Tensor:
         """(I, prefix + h w, D) -> the same; the frequency module leaves prefix tokens as they are."""
-        tokens = tokens + block.drop_path1(block.ls1(block.attn(block.norm1(tokens))))
-        normed = block.norm2(tokens)
-        tokens = tokens + block.drop_path2(block.ls2(block.mlp(normed)))
-        if self.semantic is not None and self.semantic.active:
-            tokens = tokens + self.semantic(normed)
+        tokens = block(tokens) if rope is None else block(tokens, rope=rope)
+        if self.semantic is not None:
+            seen, self._before_mlp = self._before_mlp, None
+            tokens = tokens + self.semantic(seen) if self.semantic.active else tokens
         if self.frequency is not None and self.frequency.active:
             prefix, patches = tokens[:, :num_prefix], tokens[:, num_prefix:]
             tokens = torch.cat([prefix, patches + self.frequency(patches, grid)], dim=1)
         return tokens
 
+    def _keep_input(self, _: nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        """Hook of the MLP, within `forward`: the semantic module takes the same tokens."""
+        self._before_mlp = inputs[0]
+
+
+def _embedded(network: Any, images: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
+    """Normalised images -> tokens as they enter the first block, and each block's rotary embedding, if any."""
+    from timm.models.eva import Eva
+
+    tokens, rope = network.patch_embed(images), None
+    if isinstance(network, Eva):
+        tokens, rope = network._pos_embed(tokens)
+    else:
+        tokens = network.patch_drop(network._pos_embed(tokens))
+    by_block: Any = rope if rope is not None and network.rope_mixed else [rope] * len(network.blocks)
+    return network.norm_pre(tokens), by_block
+
 
 def _check_blocks(network: Any, settings: ImageBackboneSettings) -> None:
-    from timm.layers import Attention
-    from timm.models.vision_transformer import Block, VisionTransformer
+    from timm.models.eva import Eva
+    from timm.models.vision_transformer import VisionTransformer
 
-    plain = isinstance(network, VisionTransformer) and all(
-        type(block) is Block and type(block.attn) is Attention for block in network.blocks
-    )
-    if not plain:
-        raise ValueError(
-            f"image_backbone.tuning: {settings.tuning.kind!r} needs a VisionTransformer of timm with its plain blocks, "
-            f"{settings.name!r} is a {type(network).__name__} of other ones"
-        )
+    what = f"image_backbone.tuning: {settings.tuning.kind!r} needs"
+    if not isinstance(network, VisionTransformer | Eva):
+        raise ValueError(f"{what} a VisionTransformer or Eva of timm, {settings.name!r} is a {type(network).__name__}")
+    for block in network.blocks:
+        attention, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
+        if attention is None or mlp is None:
+            raise ValueError(
+                f"{what} blocks with one attention and one MLP after it, those of {settings.name!r} are "
+                f"{type(block).__name__}"
+            )
+        is_called = getattr(attention, "q_bias", None) is None or attention.qkv_bias_separate
+        if "spatial" in TYPES[settings.tuning.kind] and not is_called:
+            raise ValueError(
+                f"{what} attention that calls its projection as a layer; {settings.name!r} multiplies by its weight "
+                "with biases of its own (of DINOv3, take the model without '_qkvb')"
+            )
