@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
 import json
 from pathlib import Path
 
@@ -144,6 +145,27 @@ def test_float16_backbone_comes_back_exactly(tmp_path):
         model.image_backbone.network.blocks[0].mlp.fc1.weight[0, 0] = 1e6
     with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.fc1\.weight holds values that float16 cannot"):
         save_checkpoint(tmp_path / "half", model, label_space=LABELS, backbone="float16")
+
+
+def test_checkpoints_may_share_a_backbone_in_the_folder_above(tmp_path):
+    day = _trained_model()
+    night = copy.deepcopy(day)
+    with torch.no_grad():
+        night.heads.main["3d"].bias.add_(1)
+    save_checkpoint(tmp_path / "day", day, label_space=LABELS)
+    save_checkpoint(tmp_path / "night", night, label_space=LABELS)
+    (shared,) = (tmp_path / "day").glob("shared.*")
+    (tmp_path / "night" / shared.name).unlink()
+
+    with pytest.raises(ValueError, match=rf"night/{shared.name}: missing, though the checkpoint names it"):
+        load_checkpoint(tmp_path / "night")
+    shared.rename(tmp_path / shared.name)
+
+    assert _same_logits(load_checkpoint(tmp_path / "day").build_model(), day)
+    assert _same_logits(load_checkpoint(tmp_path / "night").build_model(), night)
+    (tmp_path / shared.name).write_bytes(b"other")
+    with pytest.raises(ValueError, match=r"damaged or changed"):
+        load_checkpoint(tmp_path / "night")
 
 
 def test_omitted_backbone_is_fetched_and_verified(tmp_path):

@@ -3,7 +3,8 @@
 
     checkpoint.json                format, settings, label space, normalisation, versions, hashes, free metadata
     shared.<hash>.safetensors      the frozen image backbone, once for all banks; absent when a hub or a file holds it;
-                                   of a tuned one what is frozen in it, while its modules are in the banks
+                                   of a tuned one what is frozen in it, while its modules are in the banks; it may lie
+                                   in the folder above instead, for several checkpoints with the same backbone
     bank_<name>.<hash>.safetensors everything else, once per bank (a bank is a weight set for a condition: day, night)
 
 File names carry the first digits of their SHA-256 and checkpoint.json is replaced last, in one step: a writer that
@@ -40,7 +41,8 @@ from xmodal_seg.tensor_files import (
 FORMAT_VERSION = 1
 DEFAULT_BANK = "default"
 INDEX_FILE = "checkpoint.json"
-SHIPPED_CHECKPOINTS = {path.name: path for path in (Path(__file__).parent / "assets" / "checkpoints").glob("*")}
+_SHIPPED = Path(__file__).parent / "assets" / "checkpoints"
+SHIPPED_CHECKPOINTS = {path.parent.name: path.parent for path in sorted(_SHIPPED.glob(f"*/{INDEX_FILE}"))}
 BackboneStorage = Literal["float32", "float16", "omit"]
 
 _BACKBONE_PREFIX = "image_backbone."
@@ -191,7 +193,7 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
         label_space=label_space,
         banks={name: read_tensors(folder, entry, device=target) for name, entry in index["banks"].items()},
         default_bank=index["default_bank"],
-        shared=None if index["shared"] is None else read_tensors(folder, index["shared"], device=target),
+        shared=_read_shared(folder, index["shared"], device=target),
         backbone_hash=index["backbone_hash"],
         normalisation=index["normalisation"],
         metadata=index["metadata"],
@@ -200,6 +202,13 @@ def load_checkpoint(path: str | Path, *, device: torch.device | str = "cpu") -> 
         device=target,
         path=folder,
     )
+
+
+def _read_shared(folder: Path, entry: Mapping[str, str] | None, *, device: torch.device) -> Tensors | None:
+    if entry is None:
+        return None
+    is_above = not (folder / entry["file"]).is_file() and (folder.parent / entry["file"]).is_file()
+    return read_tensors(folder.parent if is_above else folder, entry, device=device)
 
 
 def _read_index(folder: Path) -> dict[str, Any]:
