@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -84,6 +87,41 @@ def test_a_run_names_all_code_that_it_has_seen(tmp_path: Path) -> None:
     (tmp_path / "state.pt").touch()
     assert _note_code(tmp_path) == f"older+{code_hash()}"
     assert _note_code(tmp_path) == f"older+{code_hash()}"
+
+
+def test_a_worker_does_not_outlive_a_killed_parent() -> None:
+    script = """
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from xmodal_seg.training.table_runs import _begin_worker
+if __name__ == "__main__":
+    how = {"mp_context": get_context("spawn"), "initializer": _begin_worker, "initargs": (os.getpid(),)}
+    with ProcessPoolExecutor(1, **how) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600).result()
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = Path(f"/proc/{int(parent.stdout.readline())}/stat")
+    assert _runs(worker)
+
+    parent.kill()
+    parent.wait()
+
+    end_s = time.monotonic() + 60
+    while _runs(worker) and time.monotonic() < end_s:
+        time.sleep(0.1)
+    assert not _runs(worker)
+    parent.stdout.close()
+
+
+def _runs(stat: Path) -> bool:
+    """Whether there is such a process, and not only what is left of it until somebody asks for its exit code."""
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_second_stage_depends_on_the_first() -> None:

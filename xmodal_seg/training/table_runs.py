@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,7 @@ from xmodal_seg.training.table import code_hash
 # A second stage learns from the pseudo-labels of its first stage, of the same seed.
 FIRST_STAGE = {"ours_pl": "ours", "xmuda_pl": "xmuda"}
 CODE_FILE = "code.txt"  # a line for each version of the code that the run has seen
+_PARENT_PERIOD_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,8 @@ def make_runs(chains: Sequence[Sequence[Run]], *, jobs: int) -> Iterator[Finishe
             yield from _until_failure(chain)
         return
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes to come
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+    context, parent = get_context("spawn"), os.getpid()
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker, initargs=(parent,)) as pool:
         yield from _in_pool(pool.submit, chains, jobs=jobs)
 
 
@@ -121,5 +124,13 @@ def _until_failure(chain: Sequence[Run]) -> Iterator[Finished]:
             return
 
 
-def _one_thread() -> None:
+def _begin_worker(parent: int) -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """Do not outlive a killed parent: a new call of the program would train in the same folders."""
+    while os.getppid() == parent:
+        time.sleep(_PARENT_PERIOD_S)
+    os._exit(1)
