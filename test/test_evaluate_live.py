@@ -32,7 +32,7 @@ from xmodal_seg.bag_writing import labelled_message
 from xmodal_seg.commands.demo import prepare_input
 from xmodal_seg.commands.evaluate_live import live_facts, live_parameters, play, scored_answers
 from xmodal_seg.commands.main import main
-from xmodal_seg.nodes.recorder import Status
+from xmodal_seg.nodes.recorder import Recorder, Status
 from xmodal_seg.structures import Frame
 
 __all__ = ["home"]  # the fixture
@@ -110,6 +110,25 @@ def test_latency_age_and_losses():
     assert facts["stage_ms"]["model"]["median"] == 7.0
     assert facts["adaptation"] == {}
     assert live_facts(FakeRecorder(ages_ms=[]), num_sweeps=5, rate=1.0)["latency_ms"] == {}
+
+
+@pytest.mark.parametrize(
+    ("num_clouds", "frames", "missed"),
+    [
+        (0, [], True),  # nothing was heard of the node
+        (0, ["0", "3"], True),  # it labelled, and nothing came here
+        (0, ["0"], False),  # it labelled nothing, of which its log tells the reason
+        (1, ["0", "3"], False),
+        (1, [], False),
+    ],
+)
+def test_a_node_that_labels_unheard_is_told_from_one_that_labels_nothing(
+    num_clouds: int, frames: list[str], missed: bool
+):
+    recorder = Recorder.__new__(Recorder)
+    recorder.clouds = [b""] * num_clouds
+    recorder.statuses = [Status(level=0, message="", values={"frames": number}) for number in frames]
+    assert recorder.has_missed_the_node == missed
 
 
 def test_parameters_are_those_of_a_robot(home: Path, tmp_path: Path):

@@ -188,6 +188,8 @@ def _play_once(given: Input, out: Path, *, patience_s: float) -> tuple[list[byte
         ) as player,
     ):
         _follow(recorder, segmentation, player, num_sweeps=given.num_sweeps, check=check_interrupts)
+        if recorder.has_missed_the_node:
+            raise NotMetError(f"no sweep came back labelled; the nodes' logs are in {logs}")
         code = segmentation.stop()
         if code != 0:
             raise ValueError(f"{segmentation.name} ended with exit code {code}:\n{segmentation.last_lines()}")

@@ -77,6 +77,8 @@ def _play_once(given: Input, folder: Path, *, mode: str, patience_s: float) -> R
         ]
         for _ in _until_quiet(recorder, nodes, player, mode=mode, num_sweeps=given.num_sweeps):
             check_interrupts()
+        if recorder.has_missed_the_node:
+            raise NotMetError(f"no sweep came back labelled; the nodes' logs are in {folder}")
     return recorder
 
 

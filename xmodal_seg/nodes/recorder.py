@@ -63,6 +63,12 @@ class Recorder:
         self._executor = SingleThreadedExecutor(context=context)
         self._executor.add_node(self._node)
 
+    @property
+    def has_missed_the_node(self) -> bool:
+        """Whether no answer came though the node has labelled sweeps, or never was heard of."""
+        labelled = int(self.statuses[-1].values.get("frames", 0)) if self.statuses else None
+        return not self.clouds and labelled != 0
+
     def spin_once(self, timeout_s: float) -> None:
         """Take what has come, or wait for it."""
         self._executor.spin_once(timeout_sec=timeout_s)
