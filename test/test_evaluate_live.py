@@ -161,7 +161,7 @@ def test_parameters_are_those_of_a_robot(home: Path, tmp_path: Path):
 def test_a_drive_through_the_nodes(home: Path, tmp_path: Path):
     """Nothing is lost at this pace, so off gives the numbers of the offline evaluation, the others change the bank."""
     arguments = ["--bag", str(home / "bag"), "--checkpoint", str(home / "checkpoint"), "--device", "cpu", "--live"]
-    arguments += ["--lighting", str(home / "lighting.yaml"), "--rate", "20", "--worst", "0", "--out", str(tmp_path)]
+    arguments += ["--lighting", str(home / "lighting.yaml"), "--rate", "6", "--worst", "0", "--out", str(tmp_path)]
     assert main(["evaluate-bag", *arguments, "--mode", "off", "--mode", "select", "--mode", "on"]) == 0
 
     modes = json.loads((tmp_path / "metrics.json").read_text())["modes"]

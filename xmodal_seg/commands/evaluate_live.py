@@ -69,12 +69,17 @@ def _play_once(given: Input, folder: Path, *, mode: str, patience_s: float) -> R
         check_interrupts = stack.enter_context(deferred_interrupts())
         stack.enter_context(environment_variables(environment))
         recorder = stack.enter_context(recording(domain_id=domain_id, points_topic=given.topics.points))
-        *nodes, player = [
-            stack.enter_context(
-                child(f"xmodal_seg.nodes.{name}", arguments, log=folder / f"{name}.txt", environment=environment)
+
+        def start(name: str) -> Child:
+            log = folder / f"{name}.txt"
+            return stack.enter_context(
+                child(f"xmodal_seg.nodes.{name}", nodes_arguments[name], log=log, environment=environment)
             )
-            for name, arguments in nodes_arguments.items()
-        ]
+
+        nodes = [start(name) for name in nodes_arguments if name != "play_bag_node"]
+        for _ in _until_heard(recorder, nodes, patience_s=patience_s):
+            check_interrupts()
+        player = start("play_bag_node")  # now, since it waits for the nodes, but not for the recorder
         for _ in _until_quiet(recorder, nodes, player, mode=mode, num_sweeps=given.num_sweeps):
             check_interrupts()
         if recorder.has_missed_the_node:
@@ -206,6 +211,23 @@ def live_facts(recorder: Recorder, *, num_sweeps: int, rate: float) -> dict[str,
     }
 
 
+def _until_heard(recorder: Recorder, nodes: Sequence[Child], *, patience_s: float) -> Iterator[None]:
+    """Until what the node says comes here; yields all the time."""
+    end_s = time.monotonic() + patience_s
+    while not recorder.hears_the_node:
+        yield
+        recorder.spin_once(0.05)
+        _check_running(nodes)
+        if time.monotonic() > end_s:
+            raise NotMetError(f"nothing was heard of {nodes[0].name} in {patience_s:g} s")
+
+
+def _check_running(nodes: Sequence[Child]) -> None:
+    for node in nodes:
+        if node.exit_code() is not None:
+            raise ValueError(f"{node.name} ended early with exit code {node.exit_code()}:\n{node.last_lines()}")
+
+
 def _until_quiet(
     recorder: Recorder, nodes: Sequence[Child], player: Child, *, mode: str, num_sweeps: int
 ) -> Iterator[None]:
@@ -220,9 +242,7 @@ def _until_quiet(
             yield
             recorder.spin_once(0.05)
             progress.update(task, completed=len(recorder.clouds))
-            for node in nodes:
-                if node.exit_code() is not None:
-                    raise ValueError(f"{node.name} ended early with exit code {node.exit_code()}:\n{node.last_lines()}")
+            _check_running(nodes)
             if player.exit_code() is None:
                 ended_s = time.monotonic()
             elif player.exit_code() == NOBODY_LISTENED:

@@ -64,6 +64,11 @@ class Recorder:
         self._executor.add_node(self._node)
 
     @property
+    def hears_the_node(self) -> bool:
+        """Whether diagnostics of the node have come and the publisher of its answers is known."""
+        return bool(self.statuses) and self._node.count_publishers(LABELLED_TOPIC) > 0
+
+    @property
     def has_missed_the_node(self) -> bool:
         """Whether no answer came though the node has labelled sweeps, or never was heard of."""
         labelled = int(self.statuses[-1].values.get("frames", 0)) if self.statuses else None
