@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from xmodal_seg.commands.processes import free_domain
+from xmodal_seg.openmp import sleep_while_waiting
 
 if TYPE_CHECKING:
     from rclpy.context import Context
@@ -31,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # adds TCP, and a process that makes and destroys dozens of participants over TCP deadlocks in Fast DDS 3.2.
     os.environ.pop("FASTDDS_BUILTIN_TRANSPORTS", None)
     torch.set_num_threads(1)
+    sleep_while_waiting()  # the nodes that tests start
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

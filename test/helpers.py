@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,13 @@ from xmodal_seg.structures import Calibration, CameraView, Frame
 HEIGHT, WIDTH, NUM_CLASSES = 13, 17, 5
 # A camera in the LiDAR's origin that looks along the LiDAR's x axis.
 FORWARD = np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
+
+
+def wait_for(condition: Callable[[], bool], *, timeout_s: float = 120.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def make_calibration(*, height: int = HEIGHT, width: int = WIDTH, yaw_rad: float = 0.0) -> Calibration:

@@ -4,10 +4,8 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,23 +16,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import NUM_CLASSES, make_frame, tiny_settings
+from helpers import NUM_CLASSES, make_frame, tiny_settings, wait_for
 
 from xmodal_seg.bag_files import open_bag, typestore
 from xmodal_seg.bag_topics import SensorTopics, read_label_space
 from xmodal_seg.bag_writing import GROUND_TRUTH_TOPIC, LABELLED_TOPIC, labelled_message
 from xmodal_seg.bags import write_bag
 from xmodal_seg.checkpoint import save_checkpoint
-from xmodal_seg.commands import demo, demo_report, processes
+from xmodal_seg.commands import demo, demo_report, meeting
 from xmodal_seg.commands.main import SUBCOMMANDS, main
-from xmodal_seg.commands.processes import (
-    NotMetError,
-    child,
-    deferred_interrupts,
-    environment_variables,
-    free_domain,
-    until_they_meet,
-)
 from xmodal_seg.commands.report import LabelReport
 from xmodal_seg.geometry import project_frame
 from xmodal_seg.inference import Segmenter
@@ -224,126 +214,6 @@ def test_report_compares_only_the_same_classes(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "metrics.json").read_text())["more"] == 1
 
 
-# --- processes -------------------------------------------------------------------------------------------------------
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
-
-
-STUBBORN = """
-import signal, subprocess, sys, time
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-print(grandchild.pid, flush=True)
-time.sleep(600)
-"""
-
-
-def test_children_and_grandchildren_end_with_the_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("xmodal_seg.commands.processes._STOP_TIMEOUT_S", 0.1)
-    (tmp_path / "stubborn.py").write_text(STUBBORN)
-    log = tmp_path / "log.txt"
-    pids: list[int] = []
-
-    def fail_beside_a_child() -> None:
-        with child("stubborn", [], log=log, environment={"PYTHONPATH": str(tmp_path)}) as process:
-            wait_for(lambda: log.read_text().endswith("\n"))
-            pids.extend((process.pid, int(process.last_lines())))
-            assert all(is_alive(pid) for pid in pids)
-            raise RuntimeError("the block failed")
-
-    with pytest.raises(RuntimeError, match="the block failed"):
-        fail_beside_a_child()
-    assert not is_alive(pids[0])
-    wait_for(lambda: not is_alive(pids[1]))
-
-
-def test_environment_is_put_back() -> None:
-    os.environ["XMODAL_SEG_TEST"] = "before"
-    with environment_variables({"XMODAL_SEG_TEST": "within", "XMODAL_SEG_TEST_NEW": "new"}):
-        assert (os.environ["XMODAL_SEG_TEST"], os.environ["XMODAL_SEG_TEST_NEW"]) == ("within", "new")
-    assert os.environ.pop("XMODAL_SEG_TEST") == "before"
-    assert "XMODAL_SEG_TEST_NEW" not in os.environ
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupts_wait_for_a_safe_moment(number: int) -> None:
-    handler = signal.getsignal(number)
-    passed = []
-
-    def work() -> None:
-        with deferred_interrupts() as check:
-            check()
-            os.kill(os.getpid(), number)
-            passed.append("not interrupted here")
-            check()
-            passed.append("but there")
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert passed == ["not interrupted here"]
-    assert signal.getsignal(number) == handler
-    with pytest.raises(KeyboardInterrupt), deferred_interrupts():
-        os.kill(os.getpid(), number)
-
-
-def test_a_domain_in_use_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = free_domain()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
-        taken.bind(("", 7410 + 250 * used))
-        monkeypatch.setattr(processes, "_DOMAINS", (used,))
-        with pytest.raises(ValueError, match="every ROS domain"):
-            free_domain()
-
-
-def test_processes_that_do_not_meet_get_another_chance(capsys: pytest.CaptureFixture[str]) -> None:
-    patience: list[float] = []
-
-    def meet_at_last(seconds: float) -> str:
-        patience.append(seconds)
-        if len(patience) < 3:
-            raise NotMetError("nobody subscribed to /points")
-        return "met"
-
-    assert until_they_meet(meet_at_last) == "met"
-    assert patience == [60, 120, 300]
-    assert capsys.readouterr().err.count("started again: nobody subscribed to /points") == 2
-
-
-def test_processes_that_never_meet_end_in_the_last_reason() -> None:
-    reasons = iter(("first", "second", "third"))
-
-    def never(_: float) -> None:
-        raise NotMetError(next(reasons))
-
-    with pytest.raises(NotMetError, match="third"):
-        until_they_meet(never)
-
-
-def test_another_failure_is_not_tried_again() -> None:
-    attempts: list[float] = []
-
-    def fail(seconds: float) -> None:
-        attempts.append(seconds)
-        raise ValueError("no checkpoint here")
-
-    with pytest.raises(ValueError, match="no checkpoint here"):
-        until_they_meet(fail)
-    assert len(attempts) == 1
-
-
 # --- demo ------------------------------------------------------------------------------------------------------------
 
 
@@ -447,10 +317,10 @@ def test_demo_through_the_real_nodes_equals_label_bag(
     bag: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The first attempt is given no time, so that the second must leave nothing of it."""
-    monkeypatch.setattr(processes, "_PATIENCE_S", (0.001, 120.0, 300.0))
+    monkeypatch.setattr(meeting, "_PATIENCE_S", (0.001, 120.0, 300.0))
     arguments = ["--checkpoint", str(checkpoint), "--device", "cpu"]
     assert main(["demo", "--bag", str(bag), "--out", str(tmp_path / "demo"), *arguments]) == 0
-    assert "started again: [ERROR]" in capsys.readouterr().err
+    assert "started again: nothing was heard of segmentation_node in 0.001 s" in capsys.readouterr().err
     assert main(["label-bag", str(bag), "--out", str(tmp_path / "offline"), *arguments]) == 0
     online, offline = read_labels(tmp_path / "demo" / "output"), read_labels(tmp_path / "offline" / "output")
     assert list(online) == list(offline)

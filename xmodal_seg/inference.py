@@ -188,6 +188,11 @@ class Segmenter:
         return self._models[self._known(bank)]
 
     @property
+    def preprocess(self) -> PreprocessSettings:
+        """How frames are prepared for the model."""
+        return self._settings
+
+    @property
     def description(self) -> str:
         """One line for logs: version, bank, classes, image network, device."""
         settings = self._model.settings

@@ -124,6 +124,14 @@ class OnlineAdapter:
             return ()
         return self._intake.observe(frame, labelled, lights=lights, latency_ms=latency_ms, moved_m=moved_m)
 
+    def make_packaged_frame_ready(self) -> bool:
+        """In the thread of `step_if_due`, before the first turn; without it the first judgement waits for all of them.
+
+        Makes ready one packaged frame of one bank for its gate; False if there was none left.
+        """
+        with self._lock:
+            return any(parts.packaged.make_one_ready() for parts in self._parts.values())
+
     def step_if_due(self) -> list[StepReport]:
         """Take in what was set aside and, when a turn is due and nothing speaks against it, learn; the steps taken."""
         with self._lock:

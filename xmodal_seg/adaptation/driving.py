@@ -95,6 +95,8 @@ class AdapterThread:
                 started_s = time.monotonic()
                 self._wait_until_idle()
                 try:
+                    if self._adapter.make_packaged_frame_ready():
+                        continue
                     has_learned = bool(self._adapter.step_if_due())
                 except Exception as error:
                     self._adapter.fail(error)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -59,7 +60,8 @@ class Gate:
 
     Args:
         base: the bank as it was deployed.
-        labelled: frames with ground truth that come with the package; the truth is in their batch. May be empty.
+        labelled: frames with ground truth that come with the package; the truth is in their batch. May be empty; looked
+            at for the first time when a candidate is judged.
         settings: thresholds.
         device: of the model.
         breathe: called before each forward pass.
@@ -74,18 +76,19 @@ class Gate:
         device: torch.device,
         breathe: Callable[[], None],
     ) -> None:
-        if any(frame.sample.batch.labels is None for frame in labelled):
-            raise ValueError("gate: expected ground truth in every packaged frame, one has no labels")
         self._base = base
         self._labelled = labelled
         self._settings = settings
         self._device = device
         self._breathe = breathe
-        self._reference_miou = self._miou(None) if labelled else float("nan")
 
     @property
     def has_labelled(self) -> bool:
         return bool(self._labelled)
+
+    @cached_property
+    def _reference_miou(self) -> float:
+        return self._miou(None)
 
     def apply(self, settings: GateSettings) -> None:
         """Judge by other thresholds from now on."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from xmodal_seg.commands.bag_arguments import add_checkpoint_argument
+from xmodal_seg.commands.meeting import NotMetError, playback_has_ended, until_heard, until_they_meet
 from xmodal_seg.commands.processes import (
     Child,
-    NotMetError,
+    check_running,
     child,
     deferred_interrupts,
     environment_variables,
     free_domain,
-    until_they_meet,
 )
 
 if TYPE_CHECKING:
@@ -170,24 +171,23 @@ def _play_once(given: Input, out: Path, *, patience_s: float) -> tuple[list[byte
     logs = out / "logs"
     logs.mkdir(exist_ok=True)
     arguments = ["--ros-args", "--params-file", str(out / "parameters.yaml")]
-    with (
-        deferred_interrupts() as check_interrupts,
-        environment_variables(environment),
-        recording(domain_id=domain_id) as recorder,
-        child(
-            "xmodal_seg.nodes.segmentation_node",
-            arguments,
-            log=logs / "segmentation_node.txt",
-            environment=environment,
-        ) as segmentation,
-        child(
-            "xmodal_seg.nodes.play_bag_node",
-            [*arguments, "-p", f"wait_timeout_s:={patience_s}"],
-            log=logs / "play_bag_node.txt",
-            environment=environment,
-        ) as player,
-    ):
-        _follow(recorder, segmentation, player, num_sweeps=given.num_sweeps, check=check_interrupts)
+    with ExitStack() as stack:
+        check_interrupts = stack.enter_context(deferred_interrupts())
+        stack.enter_context(environment_variables(environment))
+        recorder = stack.enter_context(recording(domain_id=domain_id))
+
+        def start(name: str, *more: str) -> Child:
+            log = logs / f"{name}.txt"
+            return stack.enter_context(
+                child(f"xmodal_seg.nodes.{name}", [*arguments, *more], log=log, environment=environment)
+            )
+
+        segmentation = start("segmentation_node")
+        for _ in until_heard(recorder, [segmentation], patience_s=patience_s):
+            check_interrupts()
+        player = start("play_bag_node", "-p", f"wait_timeout_s:={patience_s}")  # waits for the node, not the recorder
+        for _ in _until_labelled(recorder, segmentation, player, num_sweeps=given.num_sweeps):
+            check_interrupts()
         if recorder.has_missed_the_node:
             raise NotMetError(f"no sweep came back labelled; the nodes' logs are in {logs}")
         code = segmentation.stop()
@@ -196,28 +196,19 @@ def _play_once(given: Input, out: Path, *, patience_s: float) -> tuple[list[byte
     return recorder.clouds, recorder.statuses
 
 
-def _follow(
-    recorder: Recorder, segmentation: Child, player: Child, *, num_sweeps: int, check: Callable[[], None]
-) -> None:
-    """Record until the playback has ended and what is on its way has come; `check` is asked all the time."""
+def _until_labelled(recorder: Recorder, segmentation: Child, player: Child, *, num_sweeps: int) -> Iterator[None]:
+    """Record until the playback has ended and what is on its way has come; yields all the time."""
     from rich.progress import Progress
-
-    from xmodal_seg.nodes.playback import NOBODY_LISTENED
 
     with Progress() as progress:
         task = progress.add_task("labelling", total=num_sweeps)
         end_s = None
         while end_s is None or time.monotonic() < end_s:
-            check()
+            yield
             recorder.spin_once(0.1)
             progress.update(task, completed=len(recorder.clouds))
-            for process, may_end in ((segmentation, False), (player, True)):
-                code = process.exit_code()
-                if code == NOBODY_LISTENED and process is player:
-                    raise NotMetError(process.last_lines(1))
-                if code is not None and (code != 0 or not may_end):
-                    raise ValueError(f"{process.name} ended early with exit code {code}:\n{process.last_lines()}")
-            if end_s is None and player.exit_code() is not None:
+            check_running([segmentation])
+            if playback_has_ended(player) and end_s is None:
                 end_s = time.monotonic() + _GRACE_S
             if end_s is not None and len(recorder.clouds) >= num_sweeps and _num_frames(recorder) >= num_sweeps:
                 return

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from xmodal_seg.commands.meeting import NotMetError, playback_has_ended, until_heard, until_they_meet
 from xmodal_seg.commands.processes import (
     Child,
-    NotMetError,
+    check_running,
     child,
     deferred_interrupts,
     environment_variables,
     free_domain,
-    until_they_meet,
 )
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _play_once(given: Input, folder: Path, *, mode: str, patience_s: float) -> R
             )
 
         nodes = [start(name) for name in nodes_arguments if name != "play_bag_node"]
-        for _ in _until_heard(recorder, nodes, patience_s=patience_s):
+        for _ in until_heard(recorder, nodes, patience_s=patience_s):
             check_interrupts()
         player = start("play_bag_node")  # now, since it waits for the nodes, but not for the recorder
         for _ in _until_quiet(recorder, nodes, player, mode=mode, num_sweeps=given.num_sweeps):
@@ -211,30 +211,11 @@ def live_facts(recorder: Recorder, *, num_sweeps: int, rate: float) -> dict[str,
     }
 
 
-def _until_heard(recorder: Recorder, nodes: Sequence[Child], *, patience_s: float) -> Iterator[None]:
-    """Until what the node says comes here; yields all the time."""
-    end_s = time.monotonic() + patience_s
-    while not recorder.hears_the_node:
-        yield
-        recorder.spin_once(0.05)
-        _check_running(nodes)
-        if time.monotonic() > end_s:
-            raise NotMetError(f"nothing was heard of {nodes[0].name} in {patience_s:g} s")
-
-
-def _check_running(nodes: Sequence[Child]) -> None:
-    for node in nodes:
-        if node.exit_code() is not None:
-            raise ValueError(f"{node.name} ended early with exit code {node.exit_code()}:\n{node.last_lines()}")
-
-
 def _until_quiet(
     recorder: Recorder, nodes: Sequence[Child], player: Child, *, mode: str, num_sweeps: int
 ) -> Iterator[None]:
     """Record until the playback has ended and nothing comes any more; yields all the time."""
     from rich.progress import Progress
-
-    from xmodal_seg.nodes.playback import NOBODY_LISTENED
 
     with Progress() as progress:
         task = progress.add_task(f"live, mode {mode}", total=num_sweeps)
@@ -242,13 +223,9 @@ def _until_quiet(
             yield
             recorder.spin_once(0.05)
             progress.update(task, completed=len(recorder.clouds))
-            _check_running(nodes)
-            if player.exit_code() is None:
+            check_running(nodes)
+            if not playback_has_ended(player):
                 ended_s = time.monotonic()
-            elif player.exit_code() == NOBODY_LISTENED:
-                raise NotMetError(player.last_lines(1))
-            elif player.exit_code() != 0:
-                raise ValueError(f"{player.name} ended with exit code {player.exit_code()}:\n{player.last_lines()}")
             elif time.monotonic() - max(ended_s, *recorder.answered_s.values(), 0.0) > _QUIET_S:
                 return
 

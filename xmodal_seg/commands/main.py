@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from xmodal_seg.openmp import sleep_while_waiting
+
 
 @dataclass(frozen=True)
 class Subcommand:
@@ -35,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     What a user can get wrong becomes one sentence on stderr and exit code 2.
     """
+    sleep_while_waiting()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_help())

@@ -12,14 +12,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
 
 _STOP_TIMEOUT_S = 15.0
 # Domain 0 is where robots are; above 101 a domain's ports reach into Linux's ephemeral ones.
 _DOMAINS = range(1, 101)
-_PATIENCE_S = (60.0, 120.0, 300.0)  # the last for a large model on a slow disk
-
-ResultT = TypeVar("ResultT")
 
 
 class Child:
@@ -109,21 +105,13 @@ def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-class NotMetError(ValueError):
-    """Processes that were started together did not find one another."""
-
-
-def until_they_meet(attempt: Callable[[float], ResultT]) -> ResultT:
-    """`attempt(s)` with 60, 120 and 300 seconds of patience, while it raises NotMetError; each failure is printed.
-
-    Fast DDS 3.2 locks itself up now and then while participants connect over TCP (docs/architecture.md).
-    """
-    for patience_s in _PATIENCE_S[:-1]:
-        try:
-            return attempt(patience_s)
-        except NotMetError as error:
-            print(f"the nodes did not find one another, so they are started again: {error}", file=sys.stderr)
-    return attempt(_PATIENCE_S[-1])
+def check_running(children: Sequence[Child]) -> None:
+    """ValueError with the end of its log for one that has ended."""
+    for process in children:
+        if process.exit_code() is not None:
+            raise ValueError(
+                f"{process.name} ended early with exit code {process.exit_code()}:\n{process.last_lines()}"
+            )
 
 
 def free_domain() -> int:

@@ -6,10 +6,12 @@ from __future__ import annotations
 import os
 import signal
 
+from xmodal_seg.openmp import sleep_while_waiting
+
 
 def segmentation_node() -> int:
     """`ros2 run xmodal_seg segmentation_node`."""
-    _end_quietly_on_signal()
+    _begin()
     from xmodal_seg.nodes.segmentation_node import main
 
     return main()
@@ -17,7 +19,7 @@ def segmentation_node() -> int:
 
 def lighting_node() -> int:
     """`ros2 run xmodal_seg lighting_node`."""
-    _end_quietly_on_signal()
+    _begin()
     from xmodal_seg.nodes.lighting_node import main
 
     return main()
@@ -25,13 +27,16 @@ def lighting_node() -> int:
 
 def play_bag_node() -> int:
     """`ros2 run xmodal_seg play_bag_node`."""
-    _end_quietly_on_signal()
+    _begin()
     from xmodal_seg.nodes.play_bag_node import main
 
     return main()
 
 
-def _end_quietly_on_signal() -> None:
-    """There is nothing to close before the node exists; its runner replaces these handlers."""
+def _begin() -> None:
+    """What must happen before torch is imported. A signal ends it quietly: there is nothing to close before the node
+    exists, whose runner replaces these handlers.
+    """
+    sleep_while_waiting()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: os._exit(0))
