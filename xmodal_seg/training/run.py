@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from xmodal_seg.training.data.prepared import write_text
 from xmodal_seg.training.data.tasks import open_domains
 from xmodal_seg.training.evaluation import ENSEMBLE, Scores, evaluate_selections, whole
 from xmodal_seg.training.feature_cache import FeatureCache, open_feature_cache
+from xmodal_seg.training.locks import alone
 from xmodal_seg.training.pseudo_labels import PseudoLabelStore, make_pseudo_labels
 from xmodal_seg.training.recipe import Recipe, load_recipe
 from xmodal_seg.training.streams import DomainBatch, EvaluationBatches, InputSettings, loader
@@ -103,9 +106,11 @@ def make_trainer(recipe: Recipe, out: Path, *, console: Console | None = None) -
 
 
 def train(recipe: Recipe, out: Path, *, console: Console | None = None) -> Trainer:
-    """Train a recipe in the folder `out`, or go on with what is there."""
-    trainer = make_trainer(recipe, out, console=console)
-    trainer.fit()
+    """Train a recipe in the folder `out`, or go on with what is there; ValueError while another process does so."""
+    is_first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
+    with alone(out) if is_first else nullcontext():
+        trainer = make_trainer(recipe, out, console=console)
+        trainer.fit()
     return trainer
 
 
