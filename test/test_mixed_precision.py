@@ -49,7 +49,6 @@ def test_a_gated_run(world: Path, tmp_path: Path) -> None:
     wanted, scored = (rows_of(trainer.out) for trainer in (exact, mixed))
     assert [row["step"] for row in scored] == ["4"] * 6
     assert [float(row["score"]) for row in scored] == pytest.approx([float(row["score"]) for row in wanted], rel=0.02)
-    assert [row["on"] for row in scored] == [row["on"] for row in wanted]
     kept = [*mixed.model.parameters(), *mixed.model.buffers()]
     kept += [value for state in mixed.optimizer.state.values() for value in state.values()]
     assert {tensor.dtype for tensor in kept if tensor.is_floating_point()} == {torch.float32}

@@ -3,27 +3,33 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from adaptation_drive import HELD_OUT, Drive
-from adaptation_parts import CPU
+from adaptation_parts import CPU, make_settings
+from helpers import wait_for
 
 from xmodal_seg.adaptation.driving import AdapterThread
 from xmodal_seg.adaptation.packaged_frames import PackagedFrames
+from xmodal_seg.labels import IGNORE_INDEX
 
 
 def packaged(drive: Drive, bank: str) -> PackagedFrames:
     return drive.adapter._parts[bank].packaged
 
 
-def test_they_are_made_ready_one_by_one_and_bank_by_bank() -> None:
+def test_they_are_made_ready_one_by_one_and_those_of_the_bank_in_use_first() -> None:
     drive = Drive(banks=("day", "night"), labelled=HELD_OUT[:2])
+    drive.segmenter.use_bank("night")
+    drive.go(1)
     assert [len(packaged(drive, bank)._ready) for bank in ("day", "night")] == [0, 0]
     numbers = []
     while drive.adapter.make_packaged_frame_ready():
         numbers.append([len(packaged(drive, bank)._ready) for bank in ("day", "night")])
-    assert numbers == [[1, 0], [2, 0], [2, 1], [2, 2]]
+    assert numbers == [[0, 1], [0, 2], [1, 2], [2, 2]]
     assert len(packaged(drive, "day")) == 2
 
 
@@ -70,6 +76,62 @@ def test_the_thread_prepares_while_nothing_is_due_and_can_be_stopped_in_between(
     assert len(frames._ready) == 2
 
 
-def test_one_without_labels_is_refused_at_once() -> None:
+@pytest.mark.parametrize("settings", [{"mode": "select"}, {"experiment": True, "gate": {"enabled": False}}])
+def test_they_are_left_alone_where_nobody_wants_them(settings: dict[str, Any]) -> None:
+    assert not Drive(labelled=HELD_OUT[:2], **settings).adapter.make_packaged_frame_ready()
+
+
+def test_every_pass_of_a_network_waits_for_inference() -> None:
+    drive, breaths = Drive(labelled=HELD_OUT[:1]), []
+    drive.adapter.before_forward = lambda: breaths.append(1)
+    assert drive.adapter.make_packaged_frame_ready()
+    assert len(breaths) == 2  # the image backbone and the rest
+
+
+def test_who_tries_again_after_a_failure_draws_the_same_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    smooth, drive = Drive(labelled=HELD_OUT[:2]), Drive(labelled=HELD_OUT[:2])
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("xmodal_seg.adaptation.packaged_frames.referred", fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            drive.adapter.make_packaged_frame_ready()
+    for one, other in zip(packaged(drive, "default"), packaged(smooth, "default"), strict=True):
+        assert torch.equal(one.sample.batch.point_index, other.sample.batch.point_index)
+
+
+def test_a_failure_in_the_thread_leaves_the_shipped_weights_to_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    drive = Drive(labelled=HELD_OUT[:2])
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("xmodal_seg.adaptation.packaged_frames.referred", fail)
+    thread = AdapterThread(drive.adapter, device=CPU, idle=lambda: True, num_threads=1, min_interval_s=0.0)
+    thread.start()
+    wait_for(lambda: not thread.is_alive)
+    assert drive.adapter.mode == "select"
+    assert [event.text for event in drive.events("failed")] == ["RuntimeError: out of memory"]
+
+
+def test_what_can_be_seen_without_a_network_is_said_at_once() -> None:
+    first, second = HELD_OUT[:2]
     with pytest.raises(ValueError, match="expected ground truth in every packaged frame"):
-        Drive(labelled=[HELD_OUT[0], replace(HELD_OUT[1], labels=None)])
+        Drive(labelled=[first, replace(second, labels=None)])
+    nothing_known = replace(first, labels=np.full_like(first.labels, IGNORE_INDEX))
+    with pytest.raises(ValueError, match="needs packaged labelled frames to calibrate on"):
+        Drive(labelled=[nothing_known], step={"point_guidance_span": 0.2})
+    base = Drive().adapter._parts["default"].base
+    with pytest.raises(ValueError, match="takes LiDAR intensity, and a packaged frame has none"):
+        PackagedFrames(
+            [replace(first, intensity=None)],
+            base=base,
+            reference={},
+            bank="default",
+            preprocess=base.settings.preprocess.model_copy(update={"point_feats": "intensity"}),
+            settings=make_settings(),
+            device=CPU,
+            breathe=lambda: None,
+        )

@@ -4,13 +4,15 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 from helpers import wait_for
 
 from xmodal_seg.commands import processes
-from xmodal_seg.commands.meeting import NotMetError, playback_has_ended, until_they_meet
+from xmodal_seg.commands.meeting import NotMetError, playback_has_ended, until_heard, until_they_meet
 from xmodal_seg.commands.processes import child, deferred_interrupts, environment_variables, free_domain
 from xmodal_seg.nodes.playback import NOBODY_LISTENED
 
@@ -151,3 +153,50 @@ def test_a_playback_ends_in_one_of_three_ways(code: int, tmp_path: Path) -> None
             with pytest.raises(ValueError, match="the last line") as raised:
                 playback_has_ended(player)
             assert raised.type is expected
+
+
+class FakeRecorder:
+    """Hears the node after some turns, each of which takes a second of a clock that only it moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, hears_after: int) -> None:
+        self.turns, self._hears_after = 0, hears_after
+        monkeypatch.setattr(time, "monotonic", lambda: float(self.turns))
+
+    @property
+    def hears_the_node(self) -> bool:
+        return self.turns >= self._hears_after
+
+    def spin_once(self, _: float) -> None:
+        self.turns += 1
+
+
+class FakeNode:
+    name = "a_node"
+
+    def __init__(self, code: int | None = None) -> None:
+        self._code = code
+
+    def exit_code(self) -> int | None:
+        return self._code
+
+    def last_lines(self) -> str:
+        return "its reason"
+
+
+def listen(recorder: FakeRecorder, node: FakeNode) -> None:
+    for _ in until_heard(cast(Any, recorder), [cast(Any, node)], patience_s=5.0):
+        pass
+
+
+@pytest.mark.parametrize("turns", [0, 1, 6])  # the last: heard in a turn that took longer than there was time
+def test_a_node_that_is_heard(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = FakeRecorder(monkeypatch, hears_after=turns)
+    listen(recorder, FakeNode())
+    assert recorder.turns == turns
+
+
+def test_a_node_that_is_never_heard_or_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotMetError, match="nothing was heard of a_node in 5 s"):
+        listen(FakeRecorder(monkeypatch, hears_after=99), FakeNode())
+    with pytest.raises(ValueError, match="a_node ended early with exit code 3:\nits reason"):
+        listen(FakeRecorder(monkeypatch, hears_after=99), FakeNode(code=3))

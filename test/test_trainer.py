@@ -247,6 +247,23 @@ def test_two_gloo_processes_equal_two_half_batches(world: Path, tmp_path: Path) 
     assert all(int(counts.sum()) > 0 for counts in two["counts"].values())
 
 
+def test_processes_that_the_recipe_asks_for_share_the_folder(world: Path, tmp_path: Path) -> None:
+    """Without torchrun: Fabric starts the second one, which must not take the first for a stranger."""
+    recipe = tiny_recipe(world, optim={"steps": 2}).model_copy(update={"devices": 2, "accelerator": "cpu"})
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    command = [sys.executable, str(HERE.parent / "training" / "train.py"), "--recipe", str(tmp_path / "recipe.yaml")]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "run")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert load_checkpoint(tmp_path / "run" / "last").metadata["step"] == 2
+
+
 class ApartFabric(Fabric):
     """One of two processes; the other one, on a machine that does not see the run's folder, is at step 0."""
 

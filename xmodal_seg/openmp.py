@@ -11,8 +11,8 @@ def sleep_while_waiting() -> None:
 
     By default a waiting thread spins for milliseconds before it sleeps. Where its partner's core is taken by another
     program, every small operation then costs a slice of the scheduler, and a sweep seconds
-    (`test/benchmark/bench_waiting.py`). 1000 turns are what libgomp takes by itself for more threads than cores, but
-    it counts its own alone. What the user has set stays; children inherit it.
+    (`test/benchmark/bench_waiting.py`, from which the number is). libgomp spins less by itself for more threads than
+    cores, but it counts its own alone. What the user has set stays; children inherit it.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

@@ -125,12 +125,16 @@ class OnlineAdapter:
         return self._intake.observe(frame, labelled, lights=lights, latency_ms=latency_ms, moved_m=moved_m)
 
     def make_packaged_frame_ready(self) -> bool:
-        """In the thread of `step_if_due`, before the first turn; without it the first judgement waits for all of them.
+        """One of the bank in use, or else of another, for its gate; False where none is left, or none is wanted.
 
-        Makes ready one packaged frame of one bank for its gate; False if there was none left.
+        For the thread of `step_if_due`, between its calls; a judgement that comes before makes the rest of its bank's.
         """
         with self._lock:
-            return any(parts.packaged.make_one_ready() for parts in self._parts.values())
+            settings, bin = self._settings, self._intake.bin
+            if not self.is_learning or not (settings.gate.enabled or settings.step.point_guidance_span > 0):
+                return False
+            banks = sorted(self._parts, key=lambda bank: bin is None or bank != bin.bank)
+            return any(self._parts[bank].packaged.make_one_ready() for bank in banks)
 
     def step_if_due(self) -> list[StepReport]:
         """Take in what was set aside and, when a turn is due and nothing speaks against it, learn; the steps taken."""
@@ -265,10 +269,7 @@ def _parts_of_banks(
     labelled: Sequence[Frame],
     breathe: Callable[[], None],
 ) -> dict[str, BankParts]:
-    """By bank; the segmenter serves afterwards what it served before."""
-    served, parts = segmenter.bank, {}
-    for bank in segmenter.banks:
-        segmenter.use_bank(bank)
-        parts[bank] = bank_parts(segmenter, bank, settings=settings, labelled=labelled, breathe=breathe)
-    segmenter.use_bank(served)
-    return parts
+    return {
+        bank: bank_parts(segmenter, bank, settings=settings, labelled=labelled, breathe=breathe)
+        for bank in segmenter.banks
+    }

@@ -25,7 +25,7 @@ from xmodal_seg.tensor_files import Tensors, hash_tensors
 
 @dataclass(frozen=True, kw_only=True)
 class BankParts:
-    """Of one bank; nothing here ever changes."""
+    """Of one bank; what is deployed never changes."""
 
     base: SegmentationModel
     parameters: AdaptedParameters
@@ -69,7 +69,7 @@ def bank_parts(
     """
     deployed = segmenter.model_of(bank)
     _check(deployed)
-    if settings.step.point_guidance_span > 0 and not labelled:
+    if settings.step.point_guidance_span > 0 and not _any_known(labelled, num_classes=deployed.settings.num_classes):
         raise ValueError("step.point_guidance_span: guidance by point needs packaged labelled frames to calibrate on")
     base = separate_copy(deployed)
     parameters = adapted_parameters(base, scopes=settings.step.adapted)
@@ -96,6 +96,11 @@ def bank_parts(
     )
 
 
+def _any_known(frames: Sequence[Frame], *, num_classes: int) -> bool:
+    labels = [frame.labels for frame in frames if frame.labels is not None]
+    return any(bool(((values >= 0) & (values < num_classes)).any()) for values in labels)
+
+
 def _check(model: SegmentationModel) -> None:
     if model.image_backbone is None or not model.image_backbone.frozen:
         raise ValueError("adaptation needs a model with a frozen image backbone, whose 2D features it learns on")
@@ -110,5 +115,5 @@ def _check(model: SegmentationModel) -> None:
 
 def _labels(frame: ReferredFrame) -> torch.Tensor:
     labels = frame.sample.batch.labels
-    assert labels is not None, "the gate has checked it"
+    assert labels is not None, "the packaged frames were checked"
     return labels

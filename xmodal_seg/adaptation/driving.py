@@ -94,10 +94,12 @@ class AdapterThread:
             while not self._stopping.is_set():
                 started_s = time.monotonic()
                 self._wait_until_idle()
+                if self._stopping.is_set():
+                    return
                 try:
-                    if self._adapter.make_packaged_frame_ready():
-                        continue
                     has_learned = bool(self._adapter.step_if_due())
+                    if not self._stopping.is_set():
+                        self._adapter.make_packaged_frame_ready()
                 except Exception as error:
                     self._adapter.fail(error)
                     return

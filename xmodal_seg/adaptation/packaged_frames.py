@@ -23,8 +23,10 @@ LABELLED = "labelled"  # the condition of packaged frames
 
 
 class PackagedFrames(Sequence[ReferredFrame]):
-    """The reference has to speak about each of them once, which for all takes seconds on a CPU: they are made ready
-    when somebody looks at one, or one by one before. The same points are drawn whenever that is.
+    """Points of each frame with what the reference says about them.
+
+    For all frames that takes seconds on a CPU, so they are made ready when somebody looks at one, or one by one before.
+    The same points are drawn whenever that is.
 
     Args:
         frames: with ground truth.
@@ -34,9 +36,9 @@ class PackagedFrames(Sequence[ReferredFrame]):
         preprocess: as the frames of the drive are prepared.
         settings: seed and points of a frame.
         device: of the model.
-        breathe: called before each frame.
+        breathe: called before each forward pass.
 
-    Raises ValueError for a frame without labels. Not thread-safe.
+    Raises ValueError for frames without labels or without the intensity that the model takes. Not thread-safe.
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class PackagedFrames(Sequence[ReferredFrame]):
     ) -> None:
         if any(frame.labels is None for frame in frames):
             raise ValueError("gate: expected ground truth in every packaged frame, one has no labels")
+        if preprocess.point_feats == "intensity" and any(frame.intensity is None for frame in frames):
+            raise ValueError("gate: the model takes LiDAR intensity, and a packaged frame has none")
         self._waiting = deque(frames)
         self._ready: list[ReferredFrame] = []
         self._base = base
@@ -82,8 +86,12 @@ class PackagedFrames(Sequence[ReferredFrame]):
         """The next one; False if there was none."""
         if not self._waiting:
             return False
-        self._breathe()
-        self._ready.append(self._referred(self._waiting[0]))
+        drawn = self._generator.get_state()
+        try:
+            self._ready.append(self._referred(self._waiting[0]))
+        except BaseException:
+            self._generator.set_state(drawn)  # whoever tries again draws the same points
+            raise
         self._waiting.popleft()
         return True
 
@@ -97,9 +105,11 @@ class PackagedFrames(Sequence[ReferredFrame]):
             min_guidance=0.0,
             generator=self._generator,
         )
+        self._breathe()
         return referred(self._base, self._reference, sample).to("cpu")
 
-    @torch.inference_mode()
     def _see(self, frame: Frame) -> SeenFrame:
         batch = prepare([frame], settings=self._preprocess, image_size=self._base.image_size).to(self._device)
-        return SeenFrame(batch=batch, feats_2d=self._base.image_feats(batch))
+        self._breathe()
+        with torch.inference_mode():
+            return SeenFrame(batch=batch, feats_2d=self._base.image_feats(batch))

@@ -39,11 +39,11 @@ def until_heard(recorder: Recorder, nodes: Sequence[Child], *, patience_s: float
     """Until what the first of `nodes` says comes to `recorder`; yields all the time. NotMetError if it never does."""
     end_s = time.monotonic() + patience_s
     while not recorder.hears_the_node:
+        if time.monotonic() > end_s:
+            raise NotMetError(f"nothing was heard of {nodes[0].name} in {patience_s:g} s")
         yield
         recorder.spin_once(0.05)
         check_running(nodes)
-        if time.monotonic() > end_s:
-            raise NotMetError(f"nothing was heard of {nodes[0].name} in {patience_s:g} s")
 
 
 def playback_has_ended(player: Child) -> bool:

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 _LOG = logging.getLogger(__name__)
+_RETRY_S = 0.2
+_held: set[Path] = set()  # folders that this process holds
 
 
 @contextmanager
@@ -26,17 +29,38 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold `folder`; ValueError if another process holds it.
+def alone(folder: Path, *, patience_s: float = 10.0) -> Iterator[None]:
+    """Hold `folder`; ValueError if another process still holds it after `patience_s`, in which a killed one may end.
 
-    Unlike the other lock, this one is the process's own: workers that outlive it for a moment do not hold it.
+    Unlike the other lock, this one is the process's own: workers that outlive it for a moment do not hold it, and the
+    process may ask for it again within the block. Where the file system knows no locks, a warning says so.
     """
-    with _opened(folder / ".lock") as file:
+    path = folder.resolve()
+    if path in _held:
+        yield
+        return
+    with _opened(path / ".lock") as file:
+        _hold(file, folder, end_s=time.monotonic() + patience_s)
+        _held.add(path)
+        try:
+            yield
+        finally:
+            _held.remove(path)
+
+
+def _hold(file: IO[str], folder: Path, *, end_s: float) -> None:
+    while True:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            raise ValueError(f"{folder}: another process is training here") from error
-        yield
+            if time.monotonic() > end_s:
+                raise ValueError(f"{folder}: another process is training here") from error
+            time.sleep(_RETRY_S)
+        except OSError as error:
+            _LOG.warning("%s: not held while it trains, let nobody else do so here (%s)", folder, error)
+            return
+        else:
+            return
 
 
 def _opened(lock: Path) -> IO[str]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -91,11 +90,10 @@ def set_up(recipe: Recipe, *, single: bool = False) -> Setup:
     return Setup(recipe=recipe, domains=domains, model=model, fabric=fabric)
 
 
-def make_trainer(recipe: Recipe, out: Path, *, console: Console | None = None) -> Trainer:
+def make_trainer(setup: Setup, out: Path, *, console: Console | None = None) -> Trainer:
     """Everything that a run needs, with the feature cache filled; at the step that the folder `out` has reached."""
-    setup = set_up(recipe)
     return Trainer(
-        recipe=recipe,
+        recipe=setup.recipe,
         domains=setup.domains,
         model=setup.model,
         out=out,
@@ -107,9 +105,9 @@ def make_trainer(recipe: Recipe, out: Path, *, console: Console | None = None) -
 
 def train(recipe: Recipe, out: Path, *, console: Console | None = None) -> Trainer:
     """Train a recipe in the folder `out`, or go on with what is there; ValueError while another process does so."""
-    is_first = int(os.environ.get("RANK", "0")) == 0  # of the processes that torchrun started
-    with alone(out) if is_first else nullcontext():
-        trainer = make_trainer(recipe, out, console=console)
+    setup = set_up(recipe)
+    with alone(out) if setup.fabric.global_rank == 0 else nullcontext():
+        trainer = make_trainer(setup, out, console=console)
         trainer.fit()
     return trainer
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from xmodal_seg.training.locks import alone
 from xmodal_seg.training.recipe import Recipe
 from xmodal_seg.training.run import evaluate_run, make_run_pseudo_labels, train
 from xmodal_seg.training.run_state import STATE_FILE
@@ -72,20 +73,24 @@ def make_runs(chains: Sequence[Sequence[Run]], *, jobs: int) -> Iterator[Finishe
 def make_run(run: Run) -> Finished:
     """Train and score one run, its output in `log.txt`; an error becomes a sentence."""
     start_s = time.monotonic()
-    run.folder.mkdir(parents=True, exist_ok=True)
-    code = _note_code(run.folder)
+    try:
+        with alone(run.folder):
+            code = _note_code(run.folder)
+            results = _results(run)
+    except Exception as error:  # of whatever kind: the other runs of the table go on
+        what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        return Finished(run=run, error=f"{run.title}: {what}")
+    return Finished(run=run, minutes=(time.monotonic() - start_s) / 60, code=code, results=results)
+
+
+def _results(run: Run) -> dict[str, Any]:
     with (run.folder / "log.txt").open("a", encoding="utf-8") as log:
         console = Console(file=log)
-        try:
-            if run.first_stage is not None:
-                assert run.recipe.data.pseudo_labels is not None
-                make_run_pseudo_labels(run.first_stage, run.recipe.data.pseudo_labels, console=console)
-            train(run.recipe, run.folder, console=console)
-            results = evaluate_run(run.folder, console=console)
-        except Exception as error:  # of whatever kind: the other runs of the table go on
-            what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-            return Finished(run=run, error=f"{run.title}: {what}")
-    return Finished(run=run, minutes=(time.monotonic() - start_s) / 60, code=code, results=results)
+        if run.first_stage is not None:
+            assert run.recipe.data.pseudo_labels is not None
+            make_run_pseudo_labels(run.first_stage, run.recipe.data.pseudo_labels, console=console)
+        train(run.recipe, run.folder, console=console)
+        return evaluate_run(run.folder, console=console)
 
 
 def _note_code(folder: Path) -> str:
@@ -130,7 +135,7 @@ def _begin_worker(parent: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Do not outlive a killed parent: a new call of the program would train in the same folders."""
+    """Do not outlive a killed parent: a new call of the program would find the folders held."""
     while os.getppid() == parent:
         time.sleep(_PARENT_PERIOD_S)
     os._exit(1)

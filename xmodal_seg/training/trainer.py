@@ -2,7 +2,8 @@
 """Training: steps on both domains, validation, checkpoints; on a CPU, a GPU or several.
 
 A run's folder holds `recipe.yaml` (resolved), `state.pt` (to go on from), `last/` and `best/` (checkpoints),
-`validation.csv` and TensorBoard's event files; with `tuning: gate` also `selection.csv` and `selection.png`.
+`validation.csv` and TensorBoard's event files; with `tuning: gate` also `selection.csv` and `selection.png`. `.lock` is
+held while it trains.
 """
 
 from __future__ import annotations
