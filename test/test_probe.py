@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from helpers import make_frame
 from programs import load_program
+from tiny_world import tiny_recipe, write_tiny_world
 from torch.nn import functional
 
 from xmodal_seg.config import PreprocessSettings
@@ -13,6 +16,7 @@ from xmodal_seg.labels import IGNORE_INDEX, NUSCENES_6
 from xmodal_seg.models.image_backbone import ImageBackbone
 from xmodal_seg.preprocess import prepare
 from xmodal_seg.simulation.rigs import NUSCENES
+from xmodal_seg.training.data.tasks import open_domains
 from xmodal_seg.training.probe import (
     LinearProbe,
     PointFeatures,
@@ -21,6 +25,7 @@ from xmodal_seg.training.probe import (
     domain_frames,
     point_features,
     probe,
+    shift_frames,
 )
 
 K = NUSCENES_6.num_classes
@@ -130,3 +135,35 @@ def test_the_program_answers_a_missing_file_in_one_sentence(tmp_path, capsys) ->
     program = load_program("probe_image_backbone")
     assert program.main(["--backbone", str(tmp_path / "none.json")]) == 1
     assert "found no" in capsys.readouterr().err
+
+
+def test_domains_of_a_shift_are_cut_as_the_recipe_says(tmp_path: Path) -> None:
+    write_tiny_world(tmp_path)
+    recipe = tiny_recipe(tmp_path)
+    domains = open_domains(recipe)
+    fit, test = shift_frames(domains, recipe, fit=4, test=2)
+    assert {name: len(batches) for name, batches in fit.items()} == {"source": 4, "target": 4}
+    assert {name: len(batches) for name, batches in test.items()} == {"source": 2, "target": 2}
+    for batch, frame in ((fit["source"][3], domains.source_train[3]), (test["target"][1], domains.target_test[1])):
+        assert batch.num_frames == 1
+        assert batch.labels is not None
+        np.testing.assert_array_equal(batch.labels, frame.labels[batch.point_index])
+    last = domains.source_train[len(domains.source_train) - 1]
+    np.testing.assert_array_equal(test["source"][1].labels, last.labels[test["source"][1].point_index])
+    with pytest.raises(ValueError, match="expected 9 frames to fit on and 2 to test on, got 7 of the source"):
+        shift_frames(domains, recipe, fit=9, test=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--shift", "sim_dev", "--target", "usa/noon"], "--shift: has its own domains"),
+        (["--set", "seed=1"], "--set: changes the recipe of --shift, which was not given"),
+    ],
+)
+def test_arguments_that_do_not_go_together(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = Path(__file__).parents[1] / "xmodal_seg" / "assets" / "stand_in.json"
+    assert load_program("probe_image_backbone").main(["--backbone", str(backbone), *arguments]) == 1
+    assert sentence in capsys.readouterr().err

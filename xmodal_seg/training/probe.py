@@ -25,7 +25,8 @@ from xmodal_seg.simulation.light import schedule_named
 from xmodal_seg.simulation.places import place_named
 from xmodal_seg.simulation.rigs import NUSCENES, Rig
 from xmodal_seg.structures import Batch
-from xmodal_seg.training.data.dataset import log_class_weights
+from xmodal_seg.training.data.dataset import Domains, log_class_weights
+from xmodal_seg.training.recipe import Recipe
 
 FRAMES_PER_DRIVE = 8
 FPS = 0.5
@@ -95,6 +96,35 @@ def domain_frames(domain: ProbeDomain, part: str, num_frames: int, settings: Pro
         )
         batches += [prepare([rendered.sample(i).frame], settings=preprocess) for i in range(frames)]
     return batches
+
+
+def shift_frames(
+    domains: Domains, recipe: Recipe, *, fit: int, test: int
+) -> tuple[dict[str, list[Batch]], dict[str, list[Batch]]]:
+    """Frames to fit on and to test on of `source` and `target`, each a batch of its own, as the recipe prepares them.
+
+    The target's are from its training and test parts; the source has no test part, so its last frames are for that.
+    Raises ValueError where there are fewer frames.
+    """
+    source, num = domains.source_train, len(domains.source_train)
+    ranges = {
+        ("fit", "source"): (source, range(fit), recipe.data.image_size_source),
+        ("test", "source"): (source, range(num - test, num), recipe.data.image_size_source),
+        ("fit", "target"): (domains.target_train, range(fit), recipe.data.image_size_target_train),
+        ("test", "target"): (domains.target_test, range(test), None),
+    }
+    if fit + test > num or fit > len(domains.target_train) or test > len(domains.target_test):
+        raise ValueError(
+            f"shift: expected {fit} frames to fit on and {test} to test on, got {num} of the source, "
+            f"{len(domains.target_train)} and {len(domains.target_test)} of the target"
+        )
+    found: dict[str, dict[str, list[Batch]]] = {"fit": {}, "test": {}}
+    for (part, name), (dataset, rows, image_size) in ranges.items():
+        preprocess = recipe.model.preprocess
+        if image_size is not None:
+            preprocess = preprocess.model_copy(update={"image_size": image_size})
+        found[part][name] = [prepare([dataset[row]], settings=preprocess) for row in rows]
+    return found["fit"], found["test"]
 
 
 def point_features(backbone: ImageBackbone, batches: Iterable[Batch], *, max_points: int) -> PointFeatures:
