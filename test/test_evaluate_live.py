@@ -32,6 +32,7 @@ from xmodal_seg.bag_writing import labelled_message
 from xmodal_seg.commands.demo import prepare_input
 from xmodal_seg.commands.evaluate_live import live_facts, live_parameters, play, scored_answers
 from xmodal_seg.commands.main import main
+from xmodal_seg.nodes.lighting_input import NOT_HEARD_YET
 from xmodal_seg.nodes.recorder import Recorder, Status
 from xmodal_seg.structures import Frame
 
@@ -129,6 +130,20 @@ def test_a_node_that_labels_unheard_is_told_from_one_that_labels_nothing(
     recorder.clouds = [b""] * num_clouds
     recorder.statuses = [Status(level=0, message="", values={"frames": number}) for number in frames]
     assert recorder.has_missed_the_node == missed
+
+
+@pytest.mark.parametrize(
+    ("told", "missed"),
+    [
+        ([{}], False),  # it was not to listen
+        ([{}, {"lighting": NOT_HEARD_YET}], True),
+        ([{"lighting": NOT_HEARD_YET}, {"lighting": "1 of 1 cameras are sure"}], False),
+    ],
+)
+def test_a_light_that_nobody_heard_is_noticed(told: list[dict[str, str]], missed: bool):
+    recorder = Recorder.__new__(Recorder)
+    recorder.statuses = [Status(level=0, message="", values=values) for values in told]
+    assert recorder.has_missed_the_light == missed
 
 
 def test_parameters_are_those_of_a_robot(home: Path, tmp_path: Path):

@@ -84,6 +84,8 @@ def _play_once(given: Input, folder: Path, *, mode: str, patience_s: float) -> R
             check_interrupts()
         if recorder.has_missed_the_node:
             raise NotMetError(f"no sweep came back labelled; the nodes' logs are in {folder}")
+        if recorder.has_missed_the_light:
+            raise NotMetError(f"the lighting node was never heard; the nodes' logs are in {folder}")
     return recorder
 
 

@@ -16,6 +16,7 @@ from xmodal_seg.lighting_state import BankSelector, BankSettings, common_light
 from xmodal_seg.messages import stamp_ns
 from xmodal_seg.nodes.lighting_messages import ReportedLight, read_lighting
 
+NOT_HEARD_YET = "not heard yet"  # diagnostics
 _OLD_AFTER_S = 2.0  # steady clock
 _QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
@@ -64,7 +65,7 @@ class LightingInput:
         """For the diagnostics."""
         with self._lock:
             if self._came_s is None:
-                return {"lighting": "not heard yet"}
+                return {"lighting": NOT_HEARD_YET}
             silent_s = time.monotonic() - self._came_s
             if silent_s > _OLD_AFTER_S:
                 return {"lighting": f"silent for {silent_s:.0f} s"}

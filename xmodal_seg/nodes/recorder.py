@@ -19,6 +19,7 @@ from std_msgs.msg import Float32
 
 from xmodal_seg.bag_writing import LABELLED_TOPIC
 from xmodal_seg.messages import stamp_ns
+from xmodal_seg.nodes.lighting_input import NOT_HEARD_YET
 from xmodal_seg.nodes.playback import header_stamp_ns
 
 NODE_NAME = "xmodal_seg"
@@ -73,6 +74,12 @@ class Recorder:
         """Whether no answer came though the node has labelled sweeps, or never was heard of."""
         labelled = int(self.statuses[-1].values.get("frames", 0)) if self.statuses else None
         return not self.clouds and labelled != 0
+
+    @property
+    def has_missed_the_light(self) -> bool:
+        """Whether the node was to follow the lighting node and to the end had not heard it."""
+        told = [status.values["lighting"] for status in self.statuses if "lighting" in status.values]
+        return bool(told) and told[-1] == NOT_HEARD_YET
 
     def spin_once(self, timeout_s: float) -> None:
         """Take what has come, or wait for it."""
