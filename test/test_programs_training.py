@@ -7,6 +7,7 @@ import csv
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import yaml
 from tiny_world import SHIFT, tiny_recipe, tiny_values, tiny_vfm, write_tiny_world
 
 from xmodal_seg.checkpoint import load_checkpoint
+from xmodal_seg.labels import NUSCENES_6
 from xmodal_seg.training.recipe import Recipe, compose
 from xmodal_seg.training.run import make_run_pseudo_labels
 from xmodal_seg.training.table_runs import FIRST_STAGE, Run
@@ -155,14 +157,16 @@ def test_runs_become_the_banks_of_one_checkpoint(
 
 def test_a_first_stage_of_which_only_the_line_is_left_is_made_again(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path)
-    first = Run(recipe=recipe, key={"recipe_hash": "abc"}, folder=tmp_path / "first")
+    first = Run(recipe=recipe, key={"data_hash": "abc"}, folder=tmp_path / "first")
     second = Run(recipe=recipe, key={}, folder=tmp_path / "second", first_stage=tmp_path / "first")
     other = Run(recipe=recipe, key={}, folder=tmp_path / "other")
     assert reproduce_table._is_needed(first, [second])
     assert not reproduce_table._is_needed(first, [other])
-    for found, needed in (("abc", False), ("of another recipe", True)):
-        first.folder.mkdir(exist_ok=True)
-        (first.folder / "results.json").write_text(json.dumps({"recipe_hash": found}))
+    first.folder.mkdir()
+    same = recipe.result_hash()
+    for made_by, data, needed in ((same, "abc", False), ("another recipe", "abc", True), (same, "other data", True)):
+        results = {"recipe_hash": made_by, "fingerprint": data}
+        (first.folder / "results.json").write_text(json.dumps(results))
         assert reproduce_table._is_needed(first, [second]) == needed
 
 
@@ -207,10 +211,10 @@ def test_programs_without_a_run_say_so(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().err.count("no run here (recipe.yaml is missing)") == 2
 
 
-def make_table(world: Path, *methods: str, jobs: int = 1) -> int:
+def make_table(world: Path, *methods: str, jobs: int = 1, flags: Sequence[str] = ()) -> int:
     arguments = ["--shifts", SHIFT, "--methods", *methods, "--seeds", "0", "1", "--recipes", str(world / "recipes")]
     arguments += ["--out", str(world / "table"), "--csv", str(world / "table.csv"), "--jobs", str(jobs)]
-    return reproduce_table.main([*arguments, "--set", "optim.steps=4"])
+    return reproduce_table.main([*arguments, *flags, "--set", "optim.steps=4"])
 
 
 def read_table(world: Path) -> list[dict[str, str]]:
@@ -239,6 +243,21 @@ def test_table_is_made_gone_on_with_and_printed(world: Path, capsys: pytest.Capt
     again = read_table(world)
     assert again[:-1] == list(kept.values())
     assert {**again[-1], "minutes": ""} == {**rows[4], "minutes": ""}  # made again, with the same result
+
+
+def test_classes_of_runs_scored_before_are_noted_and_printed(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert make_table(world, "ours", "xmuda_fuse") == 0
+    classes = world / "table_classes.csv"
+    header, *lines = classes.read_text(encoding="utf-8").splitlines(keepends=True)
+    of_one = [line for line in lines if line.startswith(f"{SHIFT},ours,small,1,")]
+    assert len(of_one) == len(NUSCENES_6.class_names)
+    classes.write_text(header + "".join(line for line in lines if line not in of_one), encoding="utf-8")
+    capsys.readouterr()
+    assert make_table(world, "ours", "xmuda_fuse", flags=["--classes"]) == 0
+    assert sorted(classes.read_text(encoding="utf-8").splitlines(keepends=True)) == sorted([header, *lines])
+    printed = capsys.readouterr().out
+    assert printed.count("IoU by class") == 4  # 2D, VFM, 3D and 2D3D
+    assert f"| method | {' | '.join(NUSCENES_6.class_names)} | seeds |" in printed
 
 
 def test_failed_run_is_told_and_does_not_stop_the_others(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

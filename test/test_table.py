@@ -15,6 +15,8 @@ from tiny_world import tiny_recipe
 
 from xmodal_seg.config import HeadSettings
 from xmodal_seg.training.table import Row, code_hash, columns_of, find_row, make_row, markdown, read_rows, stages_hash
+from xmodal_seg.training.table_classes import FIELDS as CLASS_FIELDS
+from xmodal_seg.training.table_classes import append_classes, classes_markdown
 from xmodal_seg.training.table_runs import CODE_FILE, Finished, Run, _in_pool, _note_code
 
 OURS = HeadSettings()
@@ -122,6 +124,21 @@ def _runs(stat: Path) -> bool:
         return stat.read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_classes_have_a_line_each_once(tmp_path: Path) -> None:
+    path, key = tmp_path / "classes.csv", row("ours", 0, OURS)
+    scores = {"2d": [1.0, 2.0], "3d": [30.0, None], "fused": [50.0, 60.0], "ensemble": [70.0, 80.125]}
+    results = {"class_names": ["road", "truck"], "test": {"best": {head: {"iou": iou} for head, iou in scores.items()}}}
+    for seed in ("0", "1", "1"):
+        append_classes(path, {**key, "seed": seed}, heads=OURS, results=results)
+    rows = read_rows(path, fields=CLASS_FIELDS)
+    assert [(line["seed"], line["class"]) for line in rows] == [(s, c) for s in "01" for c in ("road", "truck")]
+    assert [rows[1][column] for column in ("2d", "vfm", "3d", "2d3d")] == ["60.00", "2.00", "", "80.12"]
+    rows[2]["3d"] = "40.00"
+    lines = classes_markdown(rows, shift="night", methods=["ours", "mlp"], column="3d").splitlines()
+    assert lines[0] == "| method | road | truck | seeds |"
+    assert lines[2:] == ["| ours | 35.0 | - | 2 |", "| mlp | - | - | 0 |"]
 
 
 def test_a_second_stage_depends_on_the_first() -> None:

@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -26,7 +27,9 @@ from xmodal_seg.training.paper_numbers import SHIFTS, others_markdown
 from xmodal_seg.training.recipe import Recipe, compose
 from xmodal_seg.training.run import RESULTS_FILE
 from xmodal_seg.training.run_log import append_row
-from xmodal_seg.training.table import FIELDS, Row, find_row, make_row, markdown, read_rows, stages_hash
+from xmodal_seg.training.table import COLUMNS, FIELDS, TITLES, find_row, make_row, markdown, read_rows, stages_hash
+from xmodal_seg.training.table_classes import FIELDS as CLASS_FIELDS
+from xmodal_seg.training.table_classes import append_classes, classes_markdown, path_beside
 from xmodal_seg.training.table_runs import FIRST_STAGE, Finished, Run, make_runs
 
 PROGRAMS = Path(__file__).parent
@@ -74,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         table = Table(arguments)
         failures = table.make_missing()
+        table.note_classes()
         table.print()
     except ValueError as error:
         print(error, file=sys.stderr)
@@ -107,17 +111,24 @@ class Table:
                 progress.advance(task)
         return failures
 
+    def note_classes(self) -> None:
+        """Write down the IoU by class of runs that were scored before that was done and whose folder is still there."""
+        stored = read_rows(self._csv)
+        for run in self._asked():
+            results = _results_of(run)
+            if results is not None and find_row(stored, run.key) is not None:
+                append_classes(path_beside(self._csv), run.key, heads=run.recipe.model.heads, results=results)
+
     def print(self) -> None:
         """The Markdown of the lines asked for, and a warning where they come from different code."""
         arguments, stored = self._arguments, read_rows(self._csv)
-        rows: list[Row] = []
-        for shift in arguments.shifts:
-            for method in arguments.methods:
-                found = (find_row(stored, self._run(shift, method, seed).key) for seed in arguments.seeds)
-                rows += [row for row in found if row is not None]
+        found = (find_row(stored, run.key) for run in self._asked())
+        rows = [row for row in found if row is not None]
         for protocol, title in PROTOCOLS.items():
             print(f"\n{title}, mIoU in percent (in brackets: published):\n")
             print(markdown(rows, shifts=arguments.shifts, methods=arguments.methods, protocol=protocol))
+        if arguments.classes:
+            self._print_classes()
         if others := others_markdown(arguments.shifts):
             print(f"\n{others}")
         if arguments.size == "small":
@@ -125,6 +136,19 @@ class Table:
         versions = sorted({code for row in rows for code in row["code_hash"].split("+")})
         if len(versions) > 1:
             print(f"\nThese lines come from {len(versions)} versions of the code: {', '.join(versions)}")
+
+    def _print_classes(self) -> None:
+        lines = read_rows(path_beside(self._csv), fields=CLASS_FIELDS)
+        found = [line for run in self._asked() for line in lines if find_row([line], run.key) is not None]
+        for shift in self._arguments.shifts:
+            for column in COLUMNS:
+                print(f"\n{shift} {TITLES[column]}, IoU by class in percent ({PROTOCOLS['best']}):\n")
+                print(classes_markdown(found, shift=shift, methods=self._arguments.methods, column=column))
+
+    def _asked(self) -> list[Run]:
+        """The cells of the table, seeds side by side."""
+        shifts, methods, seeds = self._arguments.shifts, self._arguments.methods, self._arguments.seeds
+        return [self._run(shift, method, seed) for shift in shifts for method in methods for seed in seeds]
 
     def _missing_chains(self) -> list[list[Run]]:
         """Runs that must follow each other, in the order in which a table is best left unfinished: seed by seed."""
@@ -179,14 +203,25 @@ class Table:
             results=finished.results,
         )
         append_row(self._csv, row, fields=FIELDS)
+        heads = finished.run.recipe.model.heads
+        append_classes(path_beside(self._csv), finished.run.key, heads=heads, results=finished.results)
 
 
 def _is_needed(run: Run, missing: Sequence[Run]) -> bool:
     """Whether a missing run learns from the pseudo-labels of this one, of which only the line in the CSV is left."""
     if all(other.first_stage != run.folder for other in missing):
         return False
+    return _results_of(run) is None
+
+
+def _results_of(run: Run) -> dict[str, Any] | None:
+    """What a run's folder says of it; None where that was another recipe's or data's, or nothing is there."""
     path = run.folder / RESULTS_FILE
-    return not path.is_file() or json.loads(path.read_text())["recipe_hash"] != run.key["recipe_hash"]
+    if not path.is_file():
+        return None
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    made_by = (results["recipe_hash"], results["fingerprint"])
+    return results if made_by == (run.recipe.result_hash(), run.key["data_hash"]) else None
 
 
 def _chains_of(methods: Sequence[str]) -> list[list[str]]:
@@ -206,6 +241,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; with more than one, each has one thread")
     parser.add_argument("--out", type=Path, default=Path("runs/table"), help="folder of the runs")
     parser.add_argument("--csv", type=Path, help="default: training/results/<benchmark>_<size>.csv")
+    parser.add_argument("--classes", action="store_true", help="print the IoU by class too")
     parser.add_argument("--recipes", type=Path, default=PROGRAMS / "recipes")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args(argv)

@@ -84,20 +84,20 @@ def make_row(
     return row
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, *, fields: Sequence[str] = FIELDS) -> list[Row]:
     """All lines of the CSV, none if there is no file. Raises ValueError for a file with other columns."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != FIELDS:
+        if tuple(reader.fieldnames or ()) != tuple(fields):
             raise ValueError(f"{path}: has other columns than this version writes; move it away")
         return list(reader)
 
 
-def find_row(rows: Iterable[Row], key: Mapping[str, Any]) -> Row | None:
+def find_row(rows: Iterable[Row], key: Mapping[str, Any], *, fields: Sequence[str] = KEY) -> Row | None:
     """The line of a run, or None."""
-    wanted = {name: str(key[name]) for name in KEY}
+    wanted = {name: str(key[name]) for name in fields}
     return next((row for row in rows if wanted.items() <= row.items()), None)
 
 
