@@ -23,12 +23,15 @@ from contextlib import contextmanager
 from typing import Any
 
 SPINS = (300_000, 1_000, 0)
-_BUSY = "while True: pass"
+_BUSY = """
+import os, sys
+while os.getppid() == int(sys.argv[1]):  # ends with a benchmark that is killed
+    for _ in range(100_000): pass
+"""
 
 
-def run(*, rounds: int = 2, repeats: int = 8) -> list[dict[str, Any]]:
-    """One row per neighbour, number of threads and spin count."""
-    rows = []
+def rows(*, rounds: int = 2, repeats: int = 8) -> Iterator[dict[str, Any]]:
+    """One row per neighbour, number of threads and spin count, as soon as it is measured."""
     cores = len(os.sched_getaffinity(0))
     for num_busy in (0, cores):
         with busy_processes(num_busy):
@@ -38,22 +41,19 @@ def run(*, rounds: int = 2, repeats: int = 8) -> list[dict[str, Any]]:
                 for _ in range(rounds):
                     for spin in spins:
                         times[spin] += measured_apart(threads=threads, spin=spin, repeats=repeats)
-                rows += [
-                    {
+                for spin, values in times.items():
+                    yield {
                         "busy processes": num_busy,
                         "threads": threads,
                         "spins": spin,
                         "median ms": statistics.median(values),
                         "slowest ms": max(values),
                     }
-                    for spin, values in times.items()
-                ]
-    return rows
 
 
 @contextmanager
 def busy_processes(number: int) -> Iterator[None]:
-    processes = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(number)]
+    processes = [subprocess.Popen([sys.executable, "-c", _BUSY, str(os.getpid())]) for _ in range(number)]
     try:
         yield
     finally:
@@ -105,8 +105,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.json:
         print(json.dumps(measure(arguments.json)))
         return 0
-    for row in run(rounds=arguments.rounds):
-        print("  ".join(f"{name} {value:,.0f}" for name, value in row.items()))
+    for row in rows(rounds=arguments.rounds):
+        print("  ".join(f"{name} {value:,.0f}" for name, value in row.items()), flush=True)
     return 0
 
 
