@@ -59,7 +59,7 @@ def test_logits_equal_the_parts_put_together_by_hand():
     torch.testing.assert_close(predictions.mimic["fused", "3d"][seen], model.heads.mimic["fused"](fused))
 
 
-@pytest.mark.parametrize("feature_norm", ["none", "standardise", "batch", "layer"])
+@pytest.mark.parametrize("feature_norm", ["none", "fixed", "batch", "layer"])
 def test_known_2d_features_replace_the_image_backbone(feature_norm):
     backbone = ImageBackboneSettings(**{**small_settings().image_backbone.model_dump(), "feature_norm": feature_norm})
     model = _model(image_backbone=backbone).eval()
@@ -74,15 +74,26 @@ def test_known_2d_features_replace_the_image_backbone(feature_norm):
         model(batch, feats_2d=feats_2d[1:])
 
 
-def test_standardised_features_have_nothing_that_guidance_could_move():
-    backbone = ImageBackboneSettings(**{**small_settings().image_backbone.model_dump(), "feature_norm": "standardise"})
+def test_a_fixed_norm_has_nothing_that_guidance_could_move_and_is_one_function():
+    backbone = ImageBackboneSettings(**{**small_settings().image_backbone.model_dump(), "feature_norm": "fixed"})
     model = _model(image_backbone=backbone).train()
     assert {*model.parameter_groups()["image"]} == {*model.heads.main["2d"].parameters()}
+    feats = model.image_feats(make_batch())
+    torch.testing.assert_close(model.feature_norm(feats), feats)  # nobody has measured yet
 
-    feats = model.feature_norm(model.image_feats(make_batch()))
+    variance, mean = torch.var_mean(feats, dim=0, correction=0)
+    model.feature_norm.set_statistics(mean, variance)
+    normed = model.feature_norm(feats)
 
-    torch.testing.assert_close(feats.mean(dim=0), torch.zeros(24), atol=1e-5, rtol=0)
-    torch.testing.assert_close(feats.std(dim=0, correction=0), torch.ones(24), atol=1e-2, rtol=0)
+    torch.testing.assert_close(normed.mean(dim=0), torch.zeros(24), atol=1e-5, rtol=0)
+    torch.testing.assert_close(normed.std(dim=0, correction=0), torch.ones(24), atol=1e-2, rtol=0)
+    torch.testing.assert_close(model.feature_norm(feats[:3]), normed[:3])  # whatever else is in the batch
+    assert torch.equal(model.eval().feature_norm(feats), normed)
+
+
+def test_a_trained_image_network_has_no_fixed_norm():
+    with pytest.raises(ValueError, match="'fixed' goes with a frozen network"):
+        ImageBackboneSettings(kind="unet", feature_norm="fixed")
 
 
 @pytest.mark.parametrize("training", [True, False])

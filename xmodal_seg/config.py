@@ -105,10 +105,11 @@ class ImageBackboneSettings(Settings):
         default=None, description="radio only: a local checkout of its repository, used instead of torch.hub's download"
     )
     model_args: dict[str, Any] = Field(default_factory=dict, description="further arguments of the model's constructor")
-    feature_norm: Literal["none", "standardise", "batch", "layer"] = Field(
+    feature_norm: Literal["none", "fixed", "batch", "layer"] = Field(
         default="none",
-        description="normalise the features before heads and fusion (RADIO's are un-normalised): by the points' own "
-        "statistics alone, or with a scale and a shift too, which then are trained by the 2D head and the fusion alike",
+        description="normalise the features before heads and fusion (RADIO's are un-normalised): by mean and deviation "
+        "of the labelled training frames, measured before the first step ('fixed'), or by layers with a scale and a "
+        "shift that the 2D head and the fusion train alike; 'batch' is another function in training than after it",
     )
     cells_per_patch: int = Field(
         default=1,
@@ -125,6 +126,8 @@ class ImageBackboneSettings(Settings):
     def _check(self) -> ImageBackboneSettings:
         if self.tuning.kind != "none" and self.kind != "timm":
             raise ValueError(f"tuning: {self.tuning.kind!r} goes with kind 'timm' only, got kind {self.kind!r}")
+        if self.feature_norm == "fixed" and self.kind == "unet":
+            raise ValueError("feature_norm: 'fixed' goes with a frozen network; kind 'unet' is trained")
         return self
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from xmodal_seg.config import ImageBackboneSettings, ModelSettings
+from xmodal_seg.models.fixed_norm import FixedNorm
 from xmodal_seg.models.fusion import Fusion, PointBatchNorm
 from xmodal_seg.models.heads import Heads
 from xmodal_seg.models.image_backbone import FrozenViT, ImageBackbone
@@ -177,10 +178,9 @@ def _needed_heads(settings: ModelSettings) -> set[Head]:
 
 
 def _feature_norm(settings: ImageBackboneSettings, channels: int) -> nn.Module:
-    """Per point and not per cell: statistics then weigh the image by where the points are, as the heads see it."""
-    if settings.feature_norm in ("batch", "standardise"):
-        return PointBatchNorm(channels, affine=settings.feature_norm == "batch")
-    return nn.LayerNorm(channels) if settings.feature_norm == "layer" else nn.Identity()
+    """Over points and not cells: statistics then weigh the image by where the points are, as the heads see it."""
+    layers = {"none": nn.Identity, "fixed": FixedNorm, "batch": PointBatchNorm, "layer": nn.LayerNorm}
+    return layers[settings.feature_norm](channels)
 
 
 def _parameters(*modules: nn.Module | None) -> list[nn.Parameter]:

@@ -180,7 +180,7 @@ class TrainingSteps(Dataset):
 
 
 class EvaluationBatches(Dataset):
-    """A data set in unaltered batches, this process's share: every `world_size`-th batch from `rank` on."""
+    """Every `every`-th frame of a data set in unaltered batches; of these each `world_size`-th from `rank` on."""
 
     def __init__(
         self,
@@ -189,14 +189,16 @@ class EvaluationBatches(Dataset):
         inputs: InputSettings,
         batch_size: int,
         feature_maps: FeatureMaps | None = None,
+        every: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self.dataset = dataset
         self._inputs = inputs
         self._feature_maps = feature_maps
-        starts = range(0, len(dataset), batch_size)[rank::world_size]
-        self.indices = [list(range(start, min(start + batch_size, len(dataset)))) for start in starts]
+        frames = range(0, len(dataset), every)
+        starts = range(0, len(frames), batch_size)[rank::world_size]
+        self.indices = [list(frames[start : start + batch_size]) for start in starts]
 
     def __len__(self) -> int:
         return len(self.indices)

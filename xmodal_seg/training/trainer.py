@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +27,7 @@ from xmodal_seg.models.tuning.tuned_vit import TunedViT
 from xmodal_seg.training.best_banks import BestBanks, backbone_storage
 from xmodal_seg.training.data.dataset import Domains, FrameDataset, class_counts, log_class_weights
 from xmodal_seg.training.evaluation import Scores, evaluate
+from xmodal_seg.training.feature_statistics import MAX_FRAMES, set_feature_statistics
 from xmodal_seg.training.module_gate import ModuleGate
 from xmodal_seg.training.optim import build_optimizer, build_scheduler, sizes_line
 from xmodal_seg.training.processes import average_buffers, sum_gradients, sum_over_processes
@@ -103,6 +104,8 @@ class Trainer:
             )
         elif fabric.global_rank == 0:
             save_recipe(recipe, out / RECIPE_FILE)
+        if not is_begun and recipe.start_from is None:
+            set_feature_statistics(self.model, self._statistics_batches(), device=fabric.device)
         self._check_same_step()
         self._metadata = {"trained": True, "recipe": recipe.model_dump(mode="json"), "data": domains.fingerprint}
         self._gate = self._module_gate()
@@ -229,6 +232,20 @@ class Trainer:
             keep_labels=False,
         )
         return TrainingSteps(source=source, target=target if recipe.uses_target else None, start=start, stop=total)
+
+    def _statistics_batches(self) -> Iterable[DomainBatch]:
+        """Unaltered frames of the labelled domain; the same in every process."""
+        data, dataset = self.recipe.data, self._supervised
+        of_source = data.labelled == "source"
+        image_size = data.image_size_source if of_source else data.image_size_target_train
+        batches = EvaluationBatches(
+            dataset=dataset,
+            inputs=InputSettings.of(self.model, image_size=image_size),
+            batch_size=self.recipe.evaluation.batch_size,
+            feature_maps=self._sources.source_features if of_source else self._sources.target_features,
+            every=-(-len(dataset) // MAX_FRAMES),
+        )
+        return loader(batches, num_workers=data.num_workers)
 
     def _stream(self, domain: Domain, dataset: FrameDataset, **extra: Any) -> DomainStream:
         data = self.recipe.data
