@@ -10,7 +10,11 @@ from setuptools import find_packages, setup
 
 PACKAGE = "xmodal_seg"
 # colcon build --symlink-install runs a link to this file in a folder that lacks the README.
-README = Path(__file__).resolve().with_name("README.md")
+ROOT = Path(__file__).resolve().parent
+# One by one: "**" reaches no deeper folder before setuptools 62.3, and Ubuntu 22.04 has 59.6.
+ASSETS = [
+    str(path.relative_to(ROOT / PACKAGE)) for path in sorted((ROOT / PACKAGE / "assets").rglob("*")) if path.is_file()
+]
 
 CORE = [
     "numpy>=1.23",
@@ -55,7 +59,7 @@ setup(
     name=PACKAGE,
     version="0.1.0",
     description="Camera-LiDAR semantic segmentation that adapts to new places and light, for ROS 2 and offline",
-    long_description=README.read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="xmodal_seg developers",
     maintainer="xmodal_seg developers",
@@ -63,7 +67,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=[PACKAGE, f"{PACKAGE}.*"]),
-    package_data={PACKAGE: ["py.typed", "assets/**/*"]},
+    package_data={PACKAGE: ["py.typed", *ASSETS]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{PACKAGE}"]),
         (f"share/{PACKAGE}", ["package.xml"]),

@@ -37,7 +37,7 @@ ARGUMENTS = {
         "parameter file of the lighting node",
     ),
     "lighting_coefficients": ("", "YAML of `xmodal-seg calibrate-lighting`; else the ones shipped with the package"),
-    "use_sim_time": ("false", "true when a bag is played with --clock"),
+    "use_sim_time": ("", "true when a bag is played with --clock"),
     "namespace": ("", "namespace of the node and of its relative topics"),
     "autostart": ("true", "configure and activate at once; false for a lifecycle manager"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
@@ -97,14 +97,17 @@ def make_nodes(context: LaunchContext) -> list:
         parameters=[values["lighting_params_file"], lighting_overrides(values)],
         arguments=["--ros-args", "--log-level", values["log_level"]],
         sigterm_timeout=SIGTERM_TIMEOUT,
-        output="screen",  # and no on_exit: segmentation goes on without it, with the bank it serves
+        output="screen",
+        # Without it segmentation goes on, with the bank it serves.
+        respawn=True,
+        respawn_delay=2.0,
     )
     rviz = Node(
         package="rviz2",
         executable="rviz2",
         namespace=values["namespace"],  # the layout's topics are relative
         arguments=["-d", str(SHARE / "config/rviz/seg.rviz"), *fixed_frame(values["lidar_frame"])],
-        parameters=[{"use_sim_time": to_bool("use_sim_time", values["use_sim_time"])}],
+        parameters=[{"use_sim_time": to_bool("use_sim_time", values["use_sim_time"] or "false")}],
     )
     optional = {"lighting": lighting, "rviz": rviz}
     asked_for = [action for name, action in optional.items() if to_bool(name, values[name])]
@@ -120,7 +123,7 @@ def refuse_misspelt(names: Iterable[str]) -> None:
 
 def parameter_overrides(values: dict[str, str]) -> dict[str, object]:
     """Launch arguments -> parameters; an empty argument leaves the parameter file's value."""
-    overrides: dict[str, object] = {name: to_bool(name, values[name]) for name in FLAGS}
+    overrides: dict[str, object] = {name: to_bool(name, values[name]) for name in FLAGS if values[name]}
     overrides |= {name: values[name] for name in STRINGS if values[name]}
     overrides |= {name: to_number(name, values[name]) for name in NUMBERS if values[name]}
     overrides |= {name: split(values[name]) for name in LISTS if values[name]}

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The diagnostic level follows from limits, silence and problems, on a clock that the test moves."""
 
+from typing import Any
+
 import pytest
 
 from xmodal_seg.nodes.health import Health, HealthReport
@@ -18,8 +20,13 @@ def report(health: Health, now_s: float, notes: tuple[str, ...] = ()) -> HealthR
 def running(frame_ms: float = 20.0, age_ms: float = 50.0) -> Health:
     health = Health(now_s=0.0)
     health.input_arrived(1.0)
-    health.frame_done(now_s=1.0, frame_ms=frame_ms, age_ms=age_ms, stages_ms={"model": frame_ms / 2})
+    done(health, 1.0, frame_ms=frame_ms, age_ms=age_ms, stages_ms={"model": frame_ms / 2})
     return health
+
+
+def done(health: Health, now_s: float, **changes: Any) -> None:
+    values = {"frame_ms": 20.0, "age_ms": 30.0, "stages_ms": {}, "num_points": 100, "num_left_out": 0}
+    health.frame_done(now_s=now_s, **{**values, **changes})
 
 
 @pytest.mark.parametrize(
@@ -30,6 +37,9 @@ def running(frame_ms: float = 20.0, age_ms: float = 50.0) -> Health:
         (501, 50, "ERROR", "time per frame"),
         (20, 301, "WARN", "age of the input"),
         (101, 901, "ERROR", "age of the input"),
+        (20, -200, "OK", "labelling"),
+        (20, -301, "WARN", "301 ms ahead of this computer's clock"),
+        (20, -3_600_000, "ERROR", "ahead of this computer's clock"),
     ],
 )
 def test_limits(frame_ms: float, age_ms: float, level: str, word: str) -> None:
@@ -42,6 +52,61 @@ def test_silence_is_stale_before_and_after_the_first_sweep() -> None:
     assert report(Health(now_s=0.0), 1.9).level == "OK"
     assert report(Health(now_s=0.0), 2.1).level == "STALE"
     assert "no sweep on 'points' for 4.0 s" in report(running(), 5.0).message
+
+
+def test_sweeps_that_come_and_are_not_labelled_are_an_error() -> None:
+    health = running()
+    for tick in range(40):
+        health.input_arrived(1.1 + tick / 10)
+        found = report(health, 1.15 + tick / 10)
+        assert (found.level == "ERROR") == (tick >= 20), tick
+    assert found.message == "sweeps come, but none has been labelled for 3.9 s"
+    done(health, 5.1)
+    health.input_arrived(5.2)
+    assert report(health, 5.3).level == "OK"
+
+
+def test_a_pause_of_the_input_is_no_sweep_that_waits() -> None:
+    health = running()
+    health.input_arrived(1.1)  # dropped, as the last of a bag may be
+    health.input_arrived(3600.0)
+    assert report(health, 3600.1).level == "OK"
+
+
+def test_a_slow_computer_is_told_by_its_time_per_frame_alone() -> None:
+    health = running(frame_ms=2500.0)
+    for now_s in (1.1, 2.0, 3.0, 3.5):
+        health.input_arrived(now_s)
+    assert report(health, 3.6).message == "time per frame 2500 ms"
+
+
+@pytest.mark.parametrize(
+    ("num_points", "num_left_out", "level"), [(100, 40, "OK"), (100, 90, "WARN"), (0, 0, "WARN"), (100, 100, "WARN")]
+)
+def test_points_that_are_left_out_and_sweeps_without_any_are_told(
+    num_points: int, num_left_out: int, level: str
+) -> None:
+    health = Health(now_s=0.0)
+    health.input_arrived(1.0)
+    done(health, 1.0, num_points=num_points, num_left_out=num_left_out)
+    found = report(health, 1.5)
+    assert found.level == level
+    assert ("of the points are left out" in found.message) == (level == "WARN")
+    assert found.values["points_left_out"] == str(num_left_out)
+
+
+def test_a_clock_that_keeps_jumping_is_told_and_a_loop_is_not() -> None:
+    health = running()
+    for loop in range(5):
+        health.time_jumped(20.0 * loop)
+        health.input_arrived(20.0 * loop)
+        done(health, 20.0 * loop)
+        assert report(health, 20.0 * loop).level == "OK"
+    for now_s in (81.0, 82.0):
+        health.time_jumped(now_s)
+    health.input_arrived(82.0)
+    done(health, 82.0)
+    assert "keep going back" in report(health, 82.0).message
 
 
 def test_a_problem_shows_and_fades() -> None:
@@ -71,7 +136,7 @@ def test_lasting_notes_warn() -> None:
 def test_dropped_sweeps_raise_the_level(dropped: int, level: str) -> None:
     health = running()
     for number in range(20):
-        health.frame_done(now_s=1 + number / 10, frame_ms=20.0, age_ms=30.0, stages_ms={})
+        done(health, 1 + number / 10)
     health.sweeps_dropped(dropped)
     found = report(health, 3.0)
     assert found.level == level

@@ -30,6 +30,7 @@ from std_msgs.msg import Float32
 
 from xmodal_seg.lighting_state import BankSelector, BankSettings
 from xmodal_seg.messages import stamp_ns
+from xmodal_seg.nodes import lighting_input
 from xmodal_seg.nodes.lighting_input import LightingInput
 from xmodal_seg.nodes.lighting_inputs import exposure_of
 from xmodal_seg.nodes.lighting_messages import read_lighting
@@ -346,6 +347,25 @@ def test_a_message_that_says_nonsense_is_named_and_changes_nothing(ros_context: 
         assert sentence in problems[-1]
     assert heard.bank == "day"
     assert heard.values() == {"lighting": "not heard yet"}
+    heard.close()
+    node.destroy_node()
+
+
+@pytest.mark.parametrize(("banks", "warned"), [(("day", "night"), True), (("default",), False)])
+def test_nobody_watching_the_light_is_told_where_there_are_banks(
+    ros_context: Any, monkeypatch: pytest.MonkeyPatch, banks: tuple[str, ...], warned: bool
+) -> None:
+    node = Node("listener", context=ros_context)
+    heard = LightingInput(
+        node=node, topic="lighting", banks=banks, served=banks[0], settings=BankSettings(), on_problem=pytest.fail
+    )
+    assert heard.warnings() == []
+    monkeypatch.setattr(lighting_input, "_MISSED_AFTER_S", 0.0)
+    assert [sentence[:39] for sentence in heard.warnings()] == ["lighting: nothing heard yet, so bank 'd"] * warned
+    heard._heard(SimpleNamespace(status=[], header=SimpleNamespace(stamp=SimpleNamespace(sec=1, nanosec=0))))
+    assert ["nothing heard for 0 s" in sentence for sentence in heard.warnings()] == [True] * warned
+    monkeypatch.undo()
+    assert heard.warnings() == []
     heard.close()
     node.destroy_node()
 

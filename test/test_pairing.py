@@ -267,9 +267,14 @@ def test_stragglers_of_the_last_pass_do_not_disturb_the_next() -> None:
     feed.at(0).image(9900).image(9900, "rear").cloud(9900)
     feed.at(50).image(0)  # the loop, seen by this camera first
     feed.at(60).cloud(10_000).image(10_000, "rear")  # still on their way from before
-    feed.at(70).cloud(0).image(0, "rear")
-    assert feed.stamps() == [(9900, {"front": 9900, "rear": 9900}), (0, {"front": 0, "rear": 0})]
-    assert (feed.target.counters.jumps, feed.target.counters.dropped_clouds) == (1, 1)
+    feed.at(70).cloud(0).image(10_100, "rear").image(0, "rear")
+    assert feed.stamps() == [
+        (9900, {"front": 9900, "rear": 9900}),
+        (10_000, {"rear": 10_000}),
+        (0, {"front": 0, "rear": 0}),
+    ]
+    counters = feed.target.counters
+    assert (counters.jumps, counters.camera_jumps, counters.dropped_clouds) == (1, 1, 0)
 
 
 def test_stragglers_from_before_two_jumps() -> None:
@@ -279,7 +284,8 @@ def test_stragglers_from_before_two_jumps() -> None:
     feed.at(20).image(10_000, "rear")
     feed.at(30).image(0, "rear").cloud(0)
     assert feed.stamps()[-1] == (0, {"front": 0, "rear": 0})
-    assert feed.target.counters.jumps == 2  # the third would be the rear camera's own
+    assert (feed.target.counters.jumps, feed.target.counters.camera_jumps) == (1, 3)
+    assert feed.target.jumps_alone("front") == 0  # the clouds have followed
 
 
 def test_a_clock_of_one_camera_that_jumps_back_does_not_stop_the_others() -> None:
@@ -290,6 +296,27 @@ def test_a_clock_of_one_camera_that_jumps_back_does_not_stop_the_others() -> Non
         now = tick * 100
         feed.at(now).image(now).image(9000 + now, "rear").cloud(9000 + now).at(now + 100).poll()
     assert feed.stamps()[1:] == [(9000.0 + t * 100, {"rear": 9000.0 + t * 100}) for t in range(3, 6)]
+    assert (feed.target.counters.jumps, feed.target.counters.camera_jumps) == (0, 1)
+
+
+@pytest.mark.parametrize("hop_ms", [300, 3_600_000])  # a second clock; a second driver, an hour apart
+def test_a_camera_whose_stamps_hop_costs_no_sweep_and_no_other_camera(hop_ms: int) -> None:
+    feed = Feed(pairing(cameras=("front", "rear"), timeout_ns=150 * MS, jump_threshold_ns=150 * MS))
+    events = [(tick * 100.0 + 60, "cloud", tick * 100.0) for tick in range(190)]
+    events += [(tick * 33.0 + 20, "front", tick * 33.0) for tick in range(600)]
+    events += [(tick * 33.0 + 21, "rear", tick * 33.0 - hop_ms * (tick % 3 == 0)) for tick in range(600)]
+    for now_ms, stream, stamp_ms in sorted(events):
+        feed.at(now_ms)
+        if stream == "cloud":
+            feed.cloud(stamp_ms)
+        else:
+            feed.image(stamp_ms, stream)
+        feed.poll()
+    assert [stamp for stamp, _ in feed.stamps()] == [tick * 100.0 for tick in range(190)]
+    assert all("front" in images for _, images in feed.stamps())
+    assert sum("rear" in images for _, images in feed.stamps()) > 190 * 2 / 3  # as many of its stamps are right
+    assert feed.target.counters.jumps == 0
+    assert feed.target.jumps_alone("rear") == 199
 
 
 def test_a_jump_forward_needs_no_flush() -> None:
@@ -300,7 +327,7 @@ def test_a_jump_forward_needs_no_flush() -> None:
 
 def test_a_single_stamp_from_the_future_is_survived() -> None:
     feed = Feed(pairing()).image(1000).cloud(1000).cloud(9_999_000).image(1100).cloud(1100).image(1200).cloud(1200)
-    assert feed.stamps()[1:] == [(9_999_000, {}), (1100, {}), (1200, {"front": 1200})]  # one frame without its image
+    assert feed.stamps()[1:] == [(9_999_000, {}), (1100, {"front": 1100}), (1200, {"front": 1200})]
 
 
 def test_reset_gives_out_what_waits_and_forgets_all_but_infos() -> None:

@@ -4,8 +4,9 @@
 No ROS, no threads, no clock: the caller passes what arrives with the time of its own steady clock, and locks.
 
 A cloud goes out as soon as no camera can give it a better partner: an image at or after its stamp is there, and the
-CameraInfo of the nearest one. Else it goes out with what it has when it has waited `timeout_ns`. Stamps that jump back
-(a bag that loops, a clock that is set) empty the buffers, and pairing goes on with the first message after the jump.
+CameraInfo of the nearest one. Else it goes out with what it has when it has waited `timeout_ns`. Where the stamps of
+the clouds jump back (a bag that loops, a clock that is set), waiting clouds go out and pairing begins anew; where those
+of a camera do, its images are forgotten and no other stream is concerned.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-
-_CLOUD = ""  # the stream of clouds, among those of the cameras
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +45,9 @@ class PairingCounters:
     clouds: int = 0
     pairs: int = 0
     incomplete: int = 0
-    dropped_clouds: int = 0  # out of order, twice the same stamp, or from before a jump
-    jumps: int = 0
+    dropped_clouds: int = 0  # out of order, or twice the same stamp
+    jumps: int = 0  # of the clouds' stamps, back
+    camera_jumps: int = 0  # of the images' stamps, each camera for itself
 
 
 class _Stamped(NamedTuple):
@@ -60,6 +60,10 @@ def _stamp(entry: _Stamped) -> int:
     return entry.stamp_ns
 
 
+def _later(last_ns: int | None, stamp_ns: int) -> int:
+    return stamp_ns if last_ns is None else max(last_ns, stamp_ns)
+
+
 @dataclass(kw_only=True)
 class _Camera:
     """What one camera has sent, and what is known of its driver."""
@@ -69,6 +73,13 @@ class _Camera:
     infos: dict[int, Any] = field(default_factory=dict)  # by stamp, in order of arrival
     infos_missed: bool = False  # a cloud timed out for want of an info with its image's stamp, and none came since
     unheard_clouds: int = 0  # since its last image
+    last_ns: int | None = None  # latest stamp of an image since the last jump
+    before_jump_ns: int | None = None  # that before a jump of the clouds, until it has followed
+    jumps: int = 0  # of its own since the last one of the clouds
+
+    def forget_images(self) -> None:
+        self.images.clear()
+        self.last_ns = None
 
     def add_image(self, entry: _Stamped, *, most: int) -> None:
         at = bisect_left(self.images, entry.stamp_ns, key=_stamp)
@@ -131,7 +142,7 @@ class NearestPairing:
         max_infos: int = 32,
     ) -> None:
         offsets = dict(stamp_offsets_ns or {})
-        if len(set(cameras)) != len(cameras) or _CLOUD in cameras:
+        if len(set(cameras)) != len(cameras) or "" in cameras:
             raise ValueError(f"cameras: expected different names that are not empty, got {list(cameras)}")
         for name in offsets:
             if name not in cameras:
@@ -154,34 +165,40 @@ class NearestPairing:
         self._max_clouds, self._max_images, self._max_infos = max_clouds, max_images, max_infos
         self._clouds: list[_Stamped] = []  # by stamp
         self._last_output_ns: int | None = None
-        self._last_stamps: dict[str, int] = {}  # stream -> latest stamp since the last jump
-        self._stamps_before_jump: dict[str, int] = {}  # streams that have not been heard since the last jump
-        self._jump_at_ns = self._jump_to_ns = 0  # arrival and stamp of the first message after the last jump
+        self._last_cloud_ns: int | None = None  # latest stamp of a cloud since the last jump
+        self._jump_at_ns = self._jump_to_ns = 0  # arrival and stamp of the first cloud after the last jump
 
     def add_cloud(self, stamp_ns: int, item: Any, *, now_ns: int) -> list[Pair]:
         """Takes a cloud; the pairs that are ready now."""
         self.counters.clouds += 1
-        pairs = self._follow(_CLOUD, stamp_ns, now_ns)
-        if self._is_straggler(_CLOUD, stamp_ns, now_ns) or not self._is_new_cloud(stamp_ns):
+        pairs = self._follow_clouds(stamp_ns, now_ns)
+        if not self._is_new_cloud(stamp_ns):
             self.counters.dropped_clouds += 1
             return pairs
         for camera in self._cameras.values():
             camera.unheard_clouds += 1
-        self._last_stamps[_CLOUD] = max(stamp_ns, self._last_stamps.get(_CLOUD, stamp_ns))
+        self._last_cloud_ns = _later(self._last_cloud_ns, stamp_ns)
         insort(self._clouds, _Stamped(stamp_ns, now_ns, item), key=_stamp)
         return pairs + self.poll(now_ns)
 
     def add_image(self, camera: str, stamp_ns: int, item: Any, *, now_ns: int) -> list[Pair]:
         """Takes an image of `camera`; the pairs that are ready now."""
-        pairs = self._follow(camera, stamp_ns, now_ns)
-        if self._is_straggler(camera, stamp_ns, now_ns):
-            return pairs
-        self._last_stamps[camera] = max(stamp_ns, self._last_stamps.get(camera, stamp_ns))
         sender = self._cameras[camera]
+        if self._is_straggler(sender, stamp_ns, now_ns):
+            return []
+        if self._is_jump(sender.last_ns, stamp_ns):
+            sender.forget_images()
+            sender.jumps += 1
+            self.counters.camera_jumps += 1
+        sender.last_ns = _later(sender.last_ns, stamp_ns)
         sender.unheard_clouds = 0
         sender.infos_missed &= stamp_ns not in sender.infos
         sender.add_image(_Stamped(stamp_ns, now_ns, item), most=self._max_images)
-        return pairs + self.poll(now_ns)
+        return self.poll(now_ns)
+
+    def jumps_alone(self, camera: str) -> int:
+        """How often the stamps of `camera` have jumped back since the clouds' last did: 1 where a bag loops."""
+        return self._cameras[camera].jumps
 
     def add_info(self, camera: str, stamp_ns: int, item: Any, *, now_ns: int) -> list[Pair]:
         """Takes a CameraInfo of `camera`; the pairs that are ready now. Its stamp never counts as a jump."""
@@ -199,35 +216,53 @@ class NearestPairing:
 
     def reset(self) -> list[Pair]:
         """Gives out the waiting clouds with what they have, then forgets every stamp, cloud and image, but no info."""
-        pairs = [self._give_out(cloud) for cloud in self._clouds]
-        self._clouds.clear()
+        pairs = self._begin_anew()
         for camera in self._cameras.values():
-            camera.images.clear()
-        self._last_stamps.clear()
-        self._stamps_before_jump.clear()
-        self._last_output_ns = None
+            camera.forget_images()
+            camera.before_jump_ns = None
         return pairs
 
-    def _follow(self, stream: str, stamp_ns: int, now_ns: int) -> list[Pair]:
-        """Resets when the stamps of `stream` jump back; the pairs that this sets free."""
-        last = self._last_stamps.get(stream)
-        if last is None or stamp_ns >= last - self._jump_threshold_ns:
+    def _begin_anew(self) -> list[Pair]:
+        pairs = [self._give_out(cloud) for cloud in self._clouds]
+        self._clouds.clear()
+        self._last_cloud_ns = self._last_output_ns = None
+        return pairs
+
+    def _is_jump(self, last_ns: int | None, stamp_ns: int) -> bool:
+        return last_ns is not None and stamp_ns < last_ns - self._jump_threshold_ns
+
+    def _follow_clouds(self, stamp_ns: int, now_ns: int) -> list[Pair]:
+        """Begins anew when the stamps of the clouds jump back; the pairs that this sets free.
+
+        A camera has already followed if its stamps are nearer to this one than to the clouds' before.
+        """
+        last_ns = self._last_cloud_ns
+        if last_ns is None or not self._is_jump(last_ns, stamp_ns):
             return []
-        before = {**self._stamps_before_jump, **self._last_stamps}
-        del before[stream]
-        pairs = self.reset()
-        self._stamps_before_jump, self._jump_at_ns, self._jump_to_ns = before, now_ns, stamp_ns
+        images = {name: list(camera.images) for name, camera in self._cameras.items()}
+        pairs = self._begin_anew()
+        for name, camera in self._cameras.items():
+            camera.jumps = 0
+            if camera.last_ns is None:
+                continue
+            seen_ns = camera.last_ns - camera.offset_ns
+            if abs(seen_ns - stamp_ns) < abs(seen_ns - last_ns):
+                camera.images = images[name]  # also those that a cloud from before the jump had no more use for
+            else:
+                camera.before_jump_ns = camera.last_ns
+                camera.forget_images()
+        self._jump_at_ns, self._jump_to_ns = now_ns, stamp_ns
         self.counters.jumps += 1
         return pairs
 
-    def _is_straggler(self, stream: str, stamp_ns: int, now_ns: int) -> bool:
-        """A message that goes on from before a jump which another stream has already made."""
-        before = self._stamps_before_jump.get(stream)
+    def _is_straggler(self, camera: _Camera, stamp_ns: int, now_ns: int) -> bool:
+        """An image that goes on from before a jump which the clouds have already made."""
+        before_ns = camera.before_jump_ns
         is_recent = now_ns - self._jump_at_ns <= self._timeout_ns
         is_far = stamp_ns - self._jump_to_ns > self._jump_threshold_ns
-        if before is not None and stamp_ns > before and is_recent and is_far:
+        if before_ns is not None and stamp_ns > before_ns and is_recent and is_far:
             return True
-        self._stamps_before_jump.pop(stream, None)
+        camera.before_jump_ns = None
         return False
 
     def _is_new_cloud(self, stamp_ns: int) -> bool:
@@ -260,8 +295,8 @@ class NearestPairing:
                 images[name] = partner
             else:
                 reasons[name] = partner
-            # No later cloud has an earlier stamp.
-            del camera.images[: bisect_left(camera.images, target_ns - self._tolerance_ns, key=_stamp)]
+            if not camera.jumps:  # no later cloud has an earlier stamp, unless it follows the camera in a jump
+                del camera.images[: bisect_left(camera.images, target_ns - self._tolerance_ns, key=_stamp)]
         self._last_output_ns = cloud.stamp_ns
         self.counters.pairs += 1
         self.counters.incomplete += bool(reasons)

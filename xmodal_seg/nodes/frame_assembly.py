@@ -19,6 +19,8 @@ from xmodal_seg.nodes.segmentation_settings import SegmentationNodeSettings
 from xmodal_seg.pairing import Pair, PairedImage
 from xmodal_seg.structures import Calibration, CameraView, Frame
 
+_WAIT_AGAIN_S = 2.0
+
 ImageDecoder = Callable[[Any], NDArray[np.uint8]]
 
 
@@ -48,6 +50,7 @@ class FrameAssembler:
         self._extrinsics = extrinsics
         self._calibration_file = calibration_file
         self._decode_image = decode_image
+        self._waited_s: dict[str, float] = {}  # camera -> when its transform was last waited for in vain
 
     def __call__(self, pair: Pair) -> Assembled:
         """Raises ValueError if the sweep itself cannot be read."""
@@ -95,5 +98,22 @@ class FrameAssembler:
             raise ValueError(f"no camera_info on {self._settings.camera_info_topic(number)!r} for this image")
         if not self._settings.camera_frames:
             check_same_frame(paired.image, info)
-        camera_T_lidar = self._extrinsics.lookup(camera_frame, lidar_frame, stamp_ns, deadline_s=deadline_s)
+        camera_T_lidar = self._pose(name, camera_frame, lidar_frame, stamp_ns, deadline_s)
         return calibration_from_camera_info(info, camera_T_lidar=camera_T_lidar, rectified=self._rectified[number])
+
+    def _pose(
+        self, name: str, camera_frame: str, lidar_frame: str, stamp_ns: int, deadline_s: float
+    ) -> NDArray[np.float64]:
+        """Waits, but for a transform that did not come now and then only: each sweep would be late for one camera."""
+        now_s = time.monotonic()
+        waited_s = self._waited_s.get(name)
+        if waited_s is not None and now_s - waited_s < _WAIT_AGAIN_S:
+            deadline_s = now_s
+        try:
+            matrix = self._extrinsics.lookup(camera_frame, lidar_frame, stamp_ns, deadline_s=deadline_s)
+        except ValueError:
+            if deadline_s > now_s:
+                self._waited_s[name] = time.monotonic()
+            raise
+        self._waited_s.pop(name, None)
+        return matrix

@@ -16,6 +16,9 @@ Level = Literal["OK", "WARN", "ERROR", "STALE"]
 _WINDOW = 50
 _LEAST_SWEEPS = 20  # before a share of them means something
 _PROBLEM_MEMORY_S = 5.0
+_INPUT_GAP_S = 1.0  # after a pause of the input, its last sweep is no longer waited for
+_MANY_JUMPS, _JUMP_MEMORY_S = 3, 10.0
+_MOST_LEFT_OUT = 0.5  # share of a sweep's points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +49,28 @@ class Health:
         self._started_s = now_s
         self._last_input_s: float | None = None
         self._last_output_s: float | None = None
+        self._waiting_since_s: float | None = None  # arrival of the first sweep after the last that was labelled
         self._frame_ms: deque[float] = deque(maxlen=_WINDOW)
         self._age_ms: deque[float] = deque(maxlen=_WINDOW)
         self._stages_ms: dict[str, float] = {}
         self._counts: Counter[str] = Counter(frames=0, dropped_busy=0)
         self._was_dropped: deque[bool] = deque(maxlen=_WINDOW)  # of the newest sweeps
+        self._left_out: deque[float] = deque(maxlen=_WINDOW)  # share of their points, 1 for a sweep without any
+        self._jumped_s: deque[float] = deque(maxlen=_MANY_JUMPS)
         self._problems: dict[str, _Problem] = {}  # the newest of each source
 
     def input_arrived(self, now_s: float) -> None:
         with self._lock:
+            paused = self._last_input_s is not None and now_s - self._last_input_s > _INPUT_GAP_S
+            if self._waiting_since_s is None or paused:
+                self._waiting_since_s = now_s
             self._last_input_s = now_s
+
+    def time_jumped(self, now_s: float) -> None:
+        """The stamps of the sweeps, or the clock, went back."""
+        with self._lock:
+            self._counts["time_jumps"] += 1
+            self._jumped_s.append(now_s)
 
     def count(self, name: str, amount: int = 1) -> None:
         with self._lock:
@@ -79,9 +94,21 @@ class Health:
             self._problems[source] = _Problem(sentence=sentence, level=level, seen_s=now_s, logged_s=logged_s)
             return due
 
-    def frame_done(self, *, now_s: float, frame_ms: float, age_ms: float, stages_ms: dict[str, float]) -> None:
+    def frame_done(
+        self,
+        *,
+        now_s: float,
+        frame_ms: float,
+        age_ms: float,
+        stages_ms: dict[str, float],
+        num_points: int,
+        num_left_out: int,
+    ) -> None:
+        """A sweep was published; of its points, some could not be labelled (not finite, or too far)."""
         with self._lock:
-            self._last_output_s = now_s
+            self._last_output_s, self._waiting_since_s = now_s, None
+            self._left_out.append(num_left_out / num_points if num_points else 1.0)
+            self._counts["points_left_out"] += num_left_out
             self._frame_ms.append(frame_ms)
             self._age_ms.append(age_ms)
             self._stages_ms = dict(stages_ms)
@@ -110,6 +137,11 @@ class Health:
         silent_s = now_s - (self._started_s if self._last_input_s is None else self._last_input_s)
         if silent_s > settings.stale_after_s:
             findings.append(("STALE", f"no sweep on {settings.points_topic!r} for {silent_s:.1f} s"))
+        elif self._waiting_since_s is not None:
+            waited_s = now_s - self._waiting_since_s
+            usual_s = float(np.median(self._frame_ms)) / 1e3 if self._frame_ms else 0.0
+            if waited_s > settings.stale_after_s + 2 * usual_s:
+                findings.append(("ERROR", f"sweeps come, but none has been labelled for {waited_s:.1f} s"))
         limits = (
             ("time per frame", self._frame_ms, settings.warn_frame_time_ms, settings.error_frame_time_ms),
             ("age of the input", self._age_ms, settings.warn_input_age_ms, settings.error_input_age_ms),
@@ -118,6 +150,16 @@ class Health:
             median_ms = float(np.median(samples)) if samples else 0.0
             if median_ms > warn_ms:
                 findings.append(("ERROR" if median_ms > error_ms else "WARN", f"{name} {median_ms:.0f} ms"))
+        age_ms = float(np.median(self._age_ms)) if self._age_ms else 0.0
+        if age_ms < -settings.warn_input_age_ms:
+            ahead = f"stamps are {-age_ms:.0f} ms ahead of this computer's clock"
+            findings.append(("ERROR" if age_ms < -settings.error_input_age_ms else "WARN", ahead))
+        left_out = float(np.median(self._left_out)) if self._left_out else 0.0
+        if left_out > _MOST_LEFT_OUT:
+            why = "no sweep has any, or they are not finite or too far (metres expected)"
+            findings.append(("WARN", f"{100 * left_out:.0f} % of the points are left out: {why}"))
+        if len(self._jumped_s) == _MANY_JUMPS and now_s - self._jumped_s[0] <= _JUMP_MEMORY_S:
+            findings.append(("WARN", "the stamps of the sweeps keep going back: two publishers on one topic?"))
         if len(self._was_dropped) >= _LEAST_SWEEPS:
             share = sum(self._was_dropped) / len(self._was_dropped)
             if share > settings.warn_drop_share:

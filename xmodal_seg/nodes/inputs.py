@@ -36,11 +36,14 @@ class Inputs:
         on_pair: Callable[[Pair], None],
         on_sweep: Callable[[], None],
         on_jump: Callable[[], None],
+        on_camera_jump: Callable[[str], None],
     ) -> None:
+        """`on_camera_jump` is told of a camera whose stamps go back again and again while the sweeps' do not."""
         self._node = node
         self._on_pair = on_pair
         self._on_sweep = on_sweep
         self._on_jump = on_jump
+        self._on_camera_jump = on_camera_jump
         self._jumps = 0
         self._lock = threading.Lock()
         self._pairing = NearestPairing(
@@ -107,10 +110,14 @@ class Inputs:
             return
         stamp_ns, now_ns = message_stamp_ns(message), time.monotonic_ns()
         with self._lock:
+            jumps = self._pairing.jumps_alone(camera)
             pairs = self._pairing.add_image(camera, stamp_ns, message, now_ns=now_ns)
+            is_hopping = self._pairing.jumps_alone(camera) > max(jumps, 1)  # the first may be a bag's that loops
             if not self._has_infos:
                 # The calibration file needs only the frame_id, so the image stands in for the CameraInfo.
                 pairs += self._pairing.add_info(camera, stamp_ns, message, now_ns=now_ns)
+        if is_hopping:
+            self._on_camera_jump(camera)
         self._hand_over(pairs)
 
     def _info(self, camera: str, message: CameraInfo) -> None:

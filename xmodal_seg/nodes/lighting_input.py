@@ -18,6 +18,7 @@ from xmodal_seg.nodes.lighting_messages import ReportedLight, read_lighting
 
 NOT_HEARD_YET = "not heard yet"  # diagnostics
 _OLD_AFTER_S = 2.0  # steady clock
+_MISSED_AFTER_S = 10.0
 _QOS = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
 
@@ -37,10 +38,12 @@ class LightingInput:
         self._node = node
         self._on_problem = on_problem
         self._settings = settings
+        self._num_banks = len(banks)
         self._lock = threading.Lock()
         self._selector = BankSelector(banks=banks, served=served, settings=settings)
         self._cameras: tuple[ReportedLight, ...] = ()
         self._came_s: float | None = None
+        self._began_s = time.monotonic()
         self._subscription = node.create_subscription(DiagnosticArray, topic, self._heard, _QOS)
 
     @property
@@ -80,6 +83,18 @@ class LightingInput:
                 "lighting confidence": f"{light.confidence:.3f}",
                 "lighting": f"{light.num_healthy} of {len(self._cameras)} cameras are sure",
             }
+
+    def warnings(self) -> list[str]:
+        """What an operator has to know: nobody watches the light, though there are banks to choose from."""
+        with self._lock:
+            silent_s = time.monotonic() - (self._began_s if self._came_s is None else self._came_s)
+            if self._num_banks < 2 or silent_s < _MISSED_AFTER_S:
+                return []
+            since = "yet" if self._came_s is None else f"for {silent_s:.0f} s"
+            return [
+                f"lighting: nothing heard {since}, so bank {self._selector.bank!r} stays (an empty lighting_topic says "
+                "that this is meant)"
+            ]
 
     def close(self) -> None:
         """Unsubscribe."""

@@ -41,6 +41,7 @@ from xmodal_seg.nodes.transitions import configure_and_activate, transition
 from xmodal_seg.pairing import Pair
 
 UNTRAINED_WARNING = "the weights are untrained: labels mean nothing; give a trained one by the parameter checkpoint"
+_STAMPS_GO_BACK = "the stamps of its images keep going back: two publishers on one topic, or two clocks?"
 _STOP_TIMEOUT_S = 10.0
 
 
@@ -131,6 +132,7 @@ class SegmentationNode(LifecycleNode):
                 on_pair=self._pair_ready,
                 on_sweep=lambda: self._health.input_arrived(time.monotonic()),
                 on_jump=self._time_jumped,
+                on_camera_jump=lambda camera: self._report(f"camera {camera!r}", _STAMPS_GO_BACK, level="WARN"),
             )
             if self.settings.lighting_topic:
                 self._lighting = LightingInput(
@@ -228,8 +230,6 @@ class SegmentationNode(LifecycleNode):
             frame, min_probability=self.settings.min_probability, keep=adaptation.is_learning
         )
         labelled_s = time.perf_counter()
-        if labelled.num_left_out:
-            self._health.count("points_left_out", labelled.num_left_out)
         outputs = configured.outputs
         outputs.publish_served(pair.cloud.header, frame, labelled)
         outputs.publish_cloud(pair.cloud.header, assembled.frame, labelled)
@@ -245,7 +245,14 @@ class SegmentationNode(LifecycleNode):
         now_ns = self.get_clock().now().nanoseconds
         age_ms = (now_ns - pair.stamp_ns) / 1e6 if now_ns else 0.0  # simulated time has not begun
         outputs.publish_times({**times_ms, "pipeline_latency": age_ms})
-        self._health.frame_done(now_s=time.monotonic(), frame_ms=times_ms["frame"], age_ms=age_ms, stages_ms=times_ms)
+        self._health.frame_done(
+            now_s=time.monotonic(),
+            frame_ms=times_ms["frame"],
+            age_ms=age_ms,
+            stages_ms=times_ms,
+            num_points=frame.num_points,
+            num_left_out=labelled.num_left_out,
+        )
         adaptation.observe(frame, labelled, lights=lights, latency_ms=times_ms["frame"])
 
     def _follow_light(self, segmenter: Segmenter) -> dict[str, ReportedLight]:
@@ -278,7 +285,7 @@ class SegmentationNode(LifecycleNode):
                 self.get_logger().error(f"{source}: {sentence}")
 
     def _time_jumped(self) -> None:
-        self._health.count("time_jumps")
+        self._health.time_jumped(time.monotonic())
         if self._configured is not None:
             self._configured.extrinsics.clear()
         if self._lighting is not None:
@@ -327,6 +334,9 @@ class SegmentationNode(LifecycleNode):
         busy_s = 0.0 if busy_since_s is None else time.monotonic() - busy_since_s
         if busy_s > self.settings.error_frame_time_ms / 1e3:
             self._report("inference", "one frame takes longer than error_frame_time_ms", level="ERROR")
+        notes = [] if configured.segmenter.trained else [UNTRAINED_WARNING]
+        if self._lighting is not None and self.settings.adaptation.mode != "off":
+            notes += self._lighting.warnings()
         counters = {f"pairing {key}": str(count) for key, count in inputs.counters.items()}
         report = self._health.report(
             now_s=time.monotonic(),
@@ -338,7 +348,7 @@ class SegmentationNode(LifecycleNode):
                 "busy_s": f"{busy_s:.1f}",
                 **counters,
             },
-            notes=[] if configured.segmenter.trained else [UNTRAINED_WARNING],
+            notes=notes,
         )
         return diagnostic_status(name=name, level=report.level, message=report.message, values=report.values)
 

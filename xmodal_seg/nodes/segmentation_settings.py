@@ -90,7 +90,7 @@ class SegmentationNodeSettings(Settings):
         default=0.15,
         gt=0,
         le=3600,
-        description="stamps that go back by more than this are a bag loop: buffers are flushed, s",
+        description="stamps that go back by more than this are a bag loop or a set clock: what waits goes out, s",
     )
 
     checkpoint: str = Field(
@@ -123,10 +123,16 @@ class SegmentationNodeSettings(Settings):
         default=1000.0, gt=0, json_schema_extra=DYNAMIC, description="diagnostics ERROR above this time per frame, ms"
     )
     warn_input_age_ms: float = Field(
-        default=300.0, gt=0, json_schema_extra=DYNAMIC, description="diagnostics WARN if inputs are older at publishing"
+        default=300.0,
+        gt=0,
+        json_schema_extra=DYNAMIC,
+        description="diagnostics WARN if inputs are older at publishing, or from the future, ms",
     )
     error_input_age_ms: float = Field(
-        default=2000.0, gt=0, json_schema_extra=DYNAMIC, description="diagnostics ERROR if inputs are older, ms"
+        default=2000.0,
+        gt=0,
+        json_schema_extra=DYNAMIC,
+        description="diagnostics ERROR if inputs are older or as far ahead, ms",
     )
     warn_drop_share: float = Field(
         default=0.2, ge=0, le=1, json_schema_extra=DYNAMIC, description="diagnostics WARN if more sweeps were dropped"
@@ -135,7 +141,10 @@ class SegmentationNodeSettings(Settings):
         default=0.9, ge=0, le=1, json_schema_extra=DYNAMIC, description="diagnostics ERROR if more sweeps were dropped"
     )
     stale_after_s: float = Field(
-        default=2.0, gt=0, json_schema_extra=DYNAMIC, description="diagnostics STALE if no sweep came for this long, s"
+        default=2.0,
+        gt=0,
+        json_schema_extra=DYNAMIC,
+        description="diagnostics STALE if no sweep came for this long, ERROR if none that came was labelled, s",
     )
     diagnostics_period_s: float = Field(default=1.0, gt=0, le=60, description="how often diagnostics are published, s")
 
