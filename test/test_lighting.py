@@ -94,6 +94,21 @@ def test_a_lasting_night_becomes_night_after_its_time() -> None:
     assert min(light.confidence for light in seen[:first]) < 0.5 < seen[-1].confidence
 
 
+def test_a_bad_image_now_and_then_keeps_no_day_all_night() -> None:
+    estimate = estimator(hysteresis=HysteresisSettings(enter_s=5))
+    selector = BankSelector(banks=("day", "night"), served="day", settings=BankSettings(hold_s=20))
+    seen = []
+    for half in range(180):
+        stamp_ns = half * S // 2
+        image = day(half) if half < 20 else black(half) if half % 8 == 0 else night(half)
+        light = estimate.update("front", image, stamp_ns)
+        seen.append((light.condition, selector.update([light], stamp_ns)))
+    conditions, banks = zip(*seen[20:], strict=True)
+    assert 10 <= conditions.index("night") <= 24
+    assert 40 <= banks.index("night") <= 64
+    assert set(banks[banks.index("night") :]) == {"night"}
+
+
 def test_a_short_tunnel_changes_no_condition_and_costs_confidence() -> None:
     estimate = estimator()
     watch(estimate, day, range(10))

@@ -52,6 +52,48 @@ def test_an_interruption_begins_anew() -> None:
     assert [hysteresis.update(0.9, t * S) for t in (8, 10, 12, 13)] == ["day", "day", "day", "night"]
 
 
+def test_an_unsure_sample_pauses_the_count() -> None:
+    hysteresis = Hysteresis(HysteresisSettings(enter_s=5))
+    hysteresis.update(0.1, 0)
+    assert [hysteresis.update(0.9, t * S) for t in (1, 3)] == ["day", "day"]
+    hysteresis.pause(4 * S)  # 3 s so far
+    hysteresis.pause(14 * S)
+    assert hysteresis.is_changing
+    assert [hysteresis.update(0.9, round(t * S)) for t in (20, 21.9, 22.1)] == ["day", "day", "night"]
+
+
+def test_every_second_sample_unsure_takes_twice_as_long() -> None:
+    hysteresis = Hysteresis(HysteresisSettings(enter_s=5))
+    hysteresis.update(0.1, 0)
+    seen = []
+    for t in range(1, 14, 2):
+        seen.append(hysteresis.update(0.9, t * S))
+        hysteresis.pause((t + 1) * S)
+    assert seen == ["day"] * 5 + ["night"] * 2
+
+
+@pytest.mark.parametrize(("unsure_s", "after"), [(29, 2), (31, 5)])
+def test_over_half_a_minute_without_a_sure_sample_begins_the_count_anew(unsure_s: int, after: int) -> None:
+    hysteresis = Hysteresis(HysteresisSettings(enter_s=5))
+    hysteresis.update(0.1, 0)
+    for t in (1, 2, 3):
+        hysteresis.update(0.9, t * S)
+    for t in range(4, 4 + unsure_s):
+        hysteresis.pause(t * S)
+        assert hysteresis.condition == "day"
+    assert [hysteresis.update(0.9, (4 + unsure_s + t) * S) for t in range(8)].index("night") == after
+
+
+def test_a_jump_during_a_pause_begins_the_count_anew() -> None:
+    hysteresis = Hysteresis(HysteresisSettings(enter_s=5))
+    hysteresis.update(0.1, 100 * S)
+    for t in range(101, 106):
+        assert hysteresis.update(0.9, t * S) == "day"
+    hysteresis.pause(50 * S)
+    assert not hysteresis.is_changing
+    assert [hysteresis.update(0.9, t * S) for t in range(51, 58)].index("night") == 5
+
+
 def test_levels_between_leaving_and_entering_keep_the_condition() -> None:
     night, day = Hysteresis(HysteresisSettings()), Hysteresis(HysteresisSettings())
     night.update(0.9, 0), day.update(0.1, 0)
@@ -93,6 +135,17 @@ def test_the_bank_stays_by_twilight_and_while_nobody_is_sure() -> None:
     assert selector.update([Seen(0.5)], 0) == "night"
     assert selector.update([Seen(0.01, confidence=0.0)], S) == "night"
     assert selector.update([Seen(0.01)], 2 * S) == "day"
+
+
+@pytest.mark.parametrize("unsure_s", [0.1, 0.5, 2.0])
+def test_a_night_with_an_unsure_sample_now_and_then_is_followed(unsure_s: float) -> None:
+    selector = BankSelector(banks=("day", "night"), served="day", settings=BankSettings(hold_s=20))
+    selector.update([Seen(0.02)], 0)
+    banks = [
+        selector.update([Seen(0.98, confidence=0.0 if t % 150 < unsure_s * 10 else 0.9)], t * S // 10)
+        for t in range(1, 400)
+    ]
+    assert banks.index("night") / 10 == pytest.approx(20 + 2 * unsure_s, abs=0.4)
 
 
 def test_a_bank_that_is_not_there_is_never_asked_for() -> None:

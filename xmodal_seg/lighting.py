@@ -304,7 +304,7 @@ class LightingEstimator:
     def _condition(self, camera: _Camera, darkness: float, stamp_ns: int, *, usable: bool) -> Condition:
         if usable:
             return camera.hysteresis.update(darkness, stamp_ns)
-        camera.hysteresis.interrupt()
+        camera.hysteresis.pause(stamp_ns)
         return camera.hysteresis.condition or "twilight"
 
     def _lidar_factor(self, stamp_ns: int) -> float:

@@ -19,6 +19,7 @@ DYNAMIC: dict[str, Any] = {"dynamic": True}  # a node may change it while it run
 CONDITIONS: tuple[Condition, ...] = ("day", "twilight", "night")
 _JUMP_BACK_NS = 2_000_000_000  # less is the disorder of several cameras
 _ABSENCE_NS = 15_000_000_000  # no camera is as slow as that
+_UNSURE_NS = 30_000_000_000  # three pictures of the slowest camera; longer, and a robot may be somewhere else
 _MOST_OF_A_GAP_S = 5.0
 _LONGEST_PERIOD_NS = 10_000_000_000
 _NUM_GAPS = 9
@@ -83,30 +84,41 @@ class Hysteresis:
 
     Two values alone change nothing, however far apart their stamps: a gap counts for half the wait at most, and for 5 s
     or 2.5 usual gaps. A stamp over 2 s back or 15 s ahead is a jump: the condition stays, and the count begins anew.
+
+    A sample that is not sure (`pause`) says nothing, so its time does not count, and what was counted before is kept;
+    after more than 30 s without a sure sample the count begins anew.
     """
 
     def __init__(self, settings: HysteresisSettings) -> None:
         self.settings = settings
         self.condition: Condition | None = None  # None before the first value
-        self._wanted: Condition | None = None  # what it would change to
-        self._held_ns = 0.0  # for how long
+        self._wanted: Condition | None = None  # by the newest sure sample, where it is another one
+        self._held_ns = 0.0  # for how long the same was wanted
+        self._unsure_since_ns: int | None = None  # None: the newest sample was sure
         self._newest_ns: int | None = None
         self._rhythm = Rhythm()  # of the stamps
 
     def update(self, darkness: float, stamp_ns: int) -> Condition:
-        passed_ns = self._passed(stamp_ns)
+        """Take a sample that is sure."""
+        self._count(stamp_ns)
+        self._unsure_since_ns = None
         target = self.settings.target(darkness, self.condition)
         if self.condition is None or target == self.condition:
-            self.condition, self._wanted = target, None
+            self.condition = target
+            self._forget()
             return target
-        wait_ns = (self.settings.leave_s if target == "twilight" else self.settings.enter_s) * 1e9
-        if self._wanted != target:
+        if target != self._wanted:
             self._wanted, self._held_ns = target, 0.0
-        else:
-            self._held_ns += min(passed_ns, self._rhythm.limit_ns(least_s=_MOST_OF_A_GAP_S), wait_ns / 2)
-        if self._held_ns >= wait_ns:
-            self.condition, self._wanted = target, None
+        if self._held_ns >= self._wait_ns(target):
+            self.condition = target
+            self._forget()
         return self.condition
+
+    def pause(self, stamp_ns: int) -> None:
+        """Take a sample that is not sure: the time until the next one does not count."""
+        self._count(stamp_ns)
+        if self._unsure_since_ns is None:
+            self._unsure_since_ns = stamp_ns
 
     @property
     def is_changing(self) -> bool:
@@ -114,7 +126,23 @@ class Hysteresis:
 
     def interrupt(self) -> None:
         """Start counting anew, from the next stamp on: what was wanted was not seen all the time."""
-        self._wanted, self._newest_ns = None, None
+        self._forget()
+        self._unsure_since_ns, self._newest_ns = None, None
+
+    def _forget(self) -> None:
+        self._wanted = None
+
+    def _count(self, stamp_ns: int) -> None:
+        """Add the time since the newest sample to what that one wanted, if it was sure."""
+        passed_ns = min(self._passed(stamp_ns), self._rhythm.limit_ns(least_s=_MOST_OF_A_GAP_S))
+        if self._unsure_since_ns is not None:
+            if stamp_ns - self._unsure_since_ns > _UNSURE_NS:
+                self._forget()
+        elif self._wanted is not None:
+            self._held_ns += min(passed_ns, self._wait_ns(self._wanted) / 2)
+
+    def _wait_ns(self, target: Condition) -> float:
+        return (self.settings.leave_s if target == "twilight" else self.settings.enter_s) * 1e9
 
     def _passed(self, stamp_ns: int) -> int:
         """Time since the newest stamp; 0 for an older one and after a jump."""
@@ -174,7 +202,8 @@ class BankSettings(Settings):
 class BankSelector:
     """The weight bank after the light: 'day' by day, 'night' by night, by twilight the one that is served.
 
-    A bank that the checkpoint lacks is never asked for. Cameras that are not healthy change nothing.
+    A bank that the checkpoint lacks is never asked for. Cameras that are not healthy change nothing: while none is, the
+    time does not count.
     """
 
     def __init__(self, *, banks: Sequence[str], served: str, settings: BankSettings) -> None:
@@ -195,7 +224,7 @@ class BankSelector:
         """The bank to serve from now on."""
         light = common_light(cameras, min_confidence=self._settings.min_confidence)
         if light is None:
-            self._hysteresis.interrupt()
+            self._hysteresis.pause(stamp_ns)
             return self.bank
         condition = self._hysteresis.update(light.darkness, stamp_ns)
         if condition in self._banks:
