@@ -94,6 +94,27 @@ def test_a_jump_during_a_pause_begins_the_count_anew() -> None:
     assert [hysteresis.update(0.9, t * S) for t in range(51, 58)].index("night") == 5
 
 
+@pytest.mark.parametrize("other", [0.15, 0.25])
+def test_day_and_twilight_by_turns_end_a_night(other: float) -> None:
+    hysteresis = Hysteresis(HysteresisSettings(leave_s=10))
+    hysteresis.update(0.95, 0)
+    seen = [hysteresis.update(0.4 - other if t % 2 else other, t * S) for t in range(1, 30)]
+    assert seen == ["night"] * 10 + ["twilight"] * 19
+
+
+def test_a_moment_of_night_begins_the_count_of_its_end_anew() -> None:
+    hysteresis = Hysteresis(HysteresisSettings(leave_s=10))
+    seen = [hysteresis.update(0.95 if t % 10 == 0 else (0.15, 0.25)[t % 2], t * S) for t in range(60)]
+    assert set(seen) == {"night"}
+
+
+def test_what_was_counted_for_day_goes_on_over_the_step_to_twilight() -> None:
+    hysteresis = Hysteresis(HysteresisSettings(enter_s=20, leave_s=20))
+    hysteresis.update(0.95, 0)
+    seen = [hysteresis.update(0.4 if t < 5 else 0.05, t * S) for t in range(1, 30)]
+    assert seen == ["night"] * 20 + ["twilight"] * 4 + ["day"] * 5
+
+
 def test_levels_between_leaving_and_entering_keep_the_condition() -> None:
     night, day = Hysteresis(HysteresisSettings()), Hysteresis(HysteresisSettings())
     night.update(0.9, 0), day.update(0.1, 0)

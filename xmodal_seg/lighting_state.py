@@ -82,6 +82,9 @@ class Rhythm:
 class Hysteresis:
     """Follows darkness; the first value decides at once, later ones must hold for a while.
 
+    Day and night are entered when they alone were wanted for `enter_s`. They are left for twilight when they were not
+    wanted for `leave_s`, whatever was wanted instead, so that darkness that goes to and fro holds no condition.
+
     Two values alone change nothing, however far apart their stamps: a gap counts for half the wait at most, and for 5 s
     or 2.5 usual gaps. A stamp over 2 s back or 15 s ahead is a jump: the condition stays, and the count begins anew.
 
@@ -94,6 +97,7 @@ class Hysteresis:
         self.condition: Condition | None = None  # None before the first value
         self._wanted: Condition | None = None  # by the newest sure sample, where it is another one
         self._held_ns = 0.0  # for how long the same was wanted
+        self._away_ns = 0.0  # for how long the condition was not
         self._unsure_since_ns: int | None = None  # None: the newest sample was sure
         self._newest_ns: int | None = None
         self._rhythm = Rhythm()  # of the stamps
@@ -109,9 +113,13 @@ class Hysteresis:
             return target
         if target != self._wanted:
             self._wanted, self._held_ns = target, 0.0
-        if self._held_ns >= self._wait_ns(target):
+        if target != "twilight" and self._held_ns >= self.settings.enter_s * 1e9:
             self.condition = target
             self._forget()
+        elif self.condition != "twilight" and self._away_ns >= self.settings.leave_s * 1e9:
+            self.condition = "twilight"
+            if target == "twilight":
+                self._forget()
         return self.condition
 
     def pause(self, stamp_ns: int) -> None:
@@ -130,7 +138,7 @@ class Hysteresis:
         self._unsure_since_ns, self._newest_ns = None, None
 
     def _forget(self) -> None:
-        self._wanted = None
+        self._wanted, self._away_ns = None, 0.0
 
     def _count(self, stamp_ns: int) -> None:
         """Add the time since the newest sample to what that one wanted, if it was sure."""
@@ -139,10 +147,8 @@ class Hysteresis:
             if stamp_ns - self._unsure_since_ns > _UNSURE_NS:
                 self._forget()
         elif self._wanted is not None:
-            self._held_ns += min(passed_ns, self._wait_ns(self._wanted) / 2)
-
-    def _wait_ns(self, target: Condition) -> float:
-        return (self.settings.leave_s if target == "twilight" else self.settings.enter_s) * 1e9
+            self._held_ns += min(passed_ns, self.settings.enter_s * 1e9 / 2)
+            self._away_ns += min(passed_ns, self.settings.leave_s * 1e9 / 2)
 
     def _passed(self, stamp_ns: int) -> int:
         """Time since the newest stamp; 0 for an older one and after a jump."""
