@@ -27,6 +27,7 @@ from xmodal_seg.lighting_health import (
 )
 from xmodal_seg.lighting_model import QualityLimits
 
+S = 10**9
 LIMITS = QualityLimits()
 JUNE_NOON_NS = 1_718_971_200 * 10**9  # 2024-06-21 12:00 UTC
 
@@ -108,31 +109,74 @@ def sweep(count: int, distance: float = 20.0) -> np.ndarray:
     return np.stack([distance * np.cos(angle), distance * np.sin(angle), np.zeros(count)], axis=1).astype(np.float32)
 
 
+def scan(health: LidarHealth, points: np.ndarray, sweeps: range) -> list[float]:
+    """Ten sweeps a second."""
+    return [health.update(points, i * S // 10) for i in sweeps]
+
+
 def test_lost_returns_cost_health() -> None:
     health = LidarHealth()
-    assert [health.update(sweep(1000)) for _ in range(8)] == [1.0] * 8
-    assert health.update(sweep(600)) == 1.0
-    assert 0 < health.update(sweep(375)) < 1
-    assert health.update(sweep(10)) == 0
-    assert health.update(np.full((1000, 3), np.nan, np.float32)) == 0
+    assert scan(health, sweep(1000), range(8)) == [1.0] * 8
+    assert health.update(sweep(600), S) == 1.0
+    assert 0 < health.update(sweep(375), S) < 1
+    assert health.update(sweep(10), S) == 0
+    assert health.update(np.full((1000, 3), np.nan, np.float32), S) == 0
 
 
 def test_clutter_near_the_sensor_costs_health() -> None:
     health = LidarHealth()
-    for _ in range(8):
-        health.update(sweep(1000))
-    assert health.update(np.concatenate([sweep(700), sweep(300, distance=1.5)])) == pytest.approx(0.4, abs=0.01)
-    assert health.update(sweep(1000, distance=1.5)) == 0
+    scan(health, sweep(1000), range(8))
+    assert health.update(np.concatenate([sweep(700), sweep(300, distance=1.5)]), S) == pytest.approx(0.4, abs=0.01)
+    assert health.update(sweep(1000, distance=1.5), S) == 0
+
+
+RAIN = np.concatenate([sweep(100), sweep(900, distance=1.5)])
+
+
+@pytest.mark.parametrize("good", [6, 30, 100])
+def test_rain_does_not_become_usual_soon(good: int) -> None:
+    health = LidarHealth()
+    scan(health, sweep(1000), range(good))
+    end = 5800 if good >= 50 else 1000
+    assert set(scan(health, RAIN, range(good, end))) == {0.0}
+    assert health.update(sweep(1000), end * S // 10) == 1.0
+
+
+def test_rain_that_begins_slowly_is_no_more_usual() -> None:
+    health = LidarHealth()
+    scan(health, sweep(1000), range(100))
+    for i in range(100, 700):  # a minute
+        last = health.update(sweep(1150 - i * 3 // 2), i * S // 10)
+    assert last == 0
+
+
+def test_an_open_field_becomes_usual_after_ten_minutes() -> None:
+    health = LidarHealth()
+    scan(health, sweep(1000), range(100))
+    seen = scan(health, sweep(200), range(100, 9000))
+    assert seen[0] == 0
+    assert seen.index(1.0) / 10 == pytest.approx(600, abs=60)
+    assert set(seen[seen.index(1.0) :]) == {1.0}
+    assert health.update(sweep(1000), 900 * S) == 1.0
+
+
+@pytest.mark.parametrize("to_s", [-3600, 0, 3600])
+def test_a_jump_in_time_makes_nothing_usual_and_the_way_back_goes_on(to_s: int) -> None:
+    health = LidarHealth()
+    scan(health, sweep(1000), range(100))
+    assert set(scan(health, sweep(200), range(100, 3000))) == {0.0}
+    seen = scan(health, sweep(200), range(to_s * 10, to_s * 10 + 6000))
+    assert set(seen[:2000]) == {0.0}
+    assert seen[-1] == 1.0
 
 
 def test_a_robot_that_always_sees_itself_is_healthy() -> None:
-    health = LidarHealth()
     own = np.concatenate([sweep(600), sweep(400, distance=1.0)])
-    assert [health.update(own) for _ in range(9)][-1] == 1.0
+    assert scan(LidarHealth(), own, range(9))[-1] == 1.0
 
 
 def test_an_empty_sweep_is_no_division_by_zero() -> None:
-    assert LidarHealth().update(np.zeros((0, 3), np.float32)) == 1.0
+    assert LidarHealth().update(np.zeros((0, 3), np.float32), 0) == 1.0
 
 
 def test_the_sun_is_high_at_noon_in_june_and_below_the_horizon_at_midnight() -> None:

@@ -202,7 +202,7 @@ class LightingEstimator:
 
     def update_lidar(self, points: NDArray[np.float32], stamp_ns: int) -> float:
         """Take a sweep (N, 3) m; the share of confidence it leaves, which holds for two seconds."""
-        self._lidar_health = self._lidar.update(points), stamp_ns
+        self._lidar_health = self._lidar.update(points, stamp_ns), stamp_ns
         return self._lidar_health[0]
 
     def update_fix(self, *, latitude: float, longitude: float) -> None:

@@ -22,6 +22,8 @@ from xmodal_seg.structures import Frame
 _BLIND = frozenset({"black", "over-exposed", "blocked"})  # faults of an image that says nothing about the scene either
 _LIDAR_WINDOW = 50
 _LIDAR_LEAST = 5
+_LIDAR_GOOD = 0.5  # health
+_LIDAR_EVERY_NS = 24_000_000_000  # half of the window is ten minutes
 _NUM_EXPOSURES = 32
 
 
@@ -123,14 +125,20 @@ def seeing_cameras(frame: Frame, reported: Iterable[ReportedCamera]) -> Frame:
 
 
 class LidarHealth:
-    """Share of confidence left by the LiDAR: few returns against the running median, or clutter near the sensor."""
+    """Share of confidence left by the LiDAR: few returns against the usual number, or clutter near the sensor.
+
+    The usual is the median of 50 sweeps: the first good ones, then one each 24 s, good or bad. So rain or a fault that
+    comes within minutes counts for ten (two at least, where few sweeps came before). What lasts for longer becomes
+    usual, because a scene may stay different, like fields after a city; rain that lasts cannot be told from that.
+    """
 
     def __init__(self, *, near_m: float = 3.0, max_near_share: float = 0.5) -> None:
         self._near_m, self._max_near_share = near_m, max_near_share
         self._counts: deque[int] = deque(maxlen=_LIDAR_WINDOW)
         self._usual_near: deque[float] = deque(maxlen=_LIDAR_WINDOW)
+        self._added_ns = 0  # stamp of the newest sweep that counts as usual
 
-    def update(self, points: NDArray[np.float32]) -> float:
+    def update(self, points: NDArray[np.float32], stamp_ns: int) -> float:
         """From a sweep (N, 3) m: 1 healthy, 0 lost; the first sweeps count as healthy."""
         finite = np.isfinite(points).all(axis=1)
         count = int(finite.sum())
@@ -141,8 +149,12 @@ class LidarHealth:
             more_near = near - float(np.median(self._usual_near))
             # Half of the usual returns is a wall in front; a quarter is rain, fog or a fault.
             health = float(np.clip((left - 0.25) / 0.25, 0, 1) * np.clip(1 - more_near / self._max_near_share, 0, 1))
-        self._counts.append(count)
-        self._usual_near.append(near)
+        is_filling = len(self._counts) < _LIDAR_WINDOW and health >= _LIDAR_GOOD
+        is_due = not 0 <= stamp_ns - self._added_ns < _LIDAR_EVERY_NS  # after a jump in time as well
+        if is_filling or is_due:
+            self._counts.append(count)
+            self._usual_near.append(near)
+            self._added_ns = stamp_ns
         return health
 
 
