@@ -10,12 +10,12 @@ from typing import Literal
 
 import numpy as np
 
+from xmodal_seg.nodes.problems import ProblemLevel, Problems
 from xmodal_seg.nodes.segmentation_settings import SegmentationNodeSettings
 
 Level = Literal["OK", "WARN", "ERROR", "STALE"]
 _WINDOW = 50
 _LEAST_SWEEPS = 20  # before a share of them means something
-_PROBLEM_MEMORY_S = 5.0
 _INPUT_GAP_S = 1.0  # after a pause of the input, its last sweep is no longer waited for
 _MANY_JUMPS, _JUMP_MEMORY_S = 3, 10.0
 _MOST_LEFT_OUT = 0.5  # share of a sweep's points
@@ -28,14 +28,6 @@ class HealthReport:
     level: Level
     message: str
     values: dict[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Problem:
-    sentence: str
-    level: Level
-    seen_s: float
-    logged_s: float
 
 
 class Health:
@@ -57,7 +49,7 @@ class Health:
         self._was_dropped: deque[bool] = deque(maxlen=_WINDOW)  # of the newest sweeps
         self._left_out: deque[float] = deque(maxlen=_WINDOW)  # share of their points, 1 for a sweep without any
         self._jumped_s: deque[float] = deque(maxlen=_MANY_JUMPS)
-        self._problems: dict[str, _Problem] = {}  # the newest of each source
+        self._problems = Problems()
 
     def input_arrived(self, now_s: float) -> None:
         with self._lock:
@@ -82,17 +74,9 @@ class Health:
             self._counts["dropped_busy"] += amount
             self._was_dropped.extend([True] * amount)
 
-    def problem(self, source: str, sentence: str, *, now_s: float, level: Level = "ERROR") -> bool:
-        """Remember what went wrong; it shows in the diagnostics for a few seconds after its last occurrence.
-
-        True if the log shall say it too: the first time, and then not more often than every few seconds per source.
-        """
-        with self._lock:
-            before = self._problems.get(source)
-            due = before is None or now_s - before.logged_s >= _PROBLEM_MEMORY_S
-            logged_s = now_s if due or before is None else before.logged_s
-            self._problems[source] = _Problem(sentence=sentence, level=level, seen_s=now_s, logged_s=logged_s)
-            return due
+    def problem(self, source: str, sentence: str, *, now_s: float, level: ProblemLevel = "ERROR") -> bool:
+        """Remember what went wrong for the diagnostics; True if the log shall say it too."""
+        return self._problems.note(source, sentence, now_s=now_s, level=level)
 
     def frame_done(
         self,
@@ -120,11 +104,6 @@ class Health:
     ) -> HealthReport:
         """The status now; `notes` are lasting warnings (untrained weights)."""
         with self._lock:
-            self._problems = {
-                source: problem
-                for source, problem in self._problems.items()
-                if now_s - problem.seen_s <= _PROBLEM_MEMORY_S
-            }
             findings = self._findings(now_s, settings)
             findings += [("WARN", note) for note in notes]
             values = self._values(now_s) | extra
@@ -165,7 +144,8 @@ class Health:
             if share > settings.warn_drop_share:
                 level: Level = "ERROR" if share > settings.error_drop_share else "WARN"
                 findings.append((level, f"{100 * share:.0f} % of the sweeps are dropped: they come faster than labels"))
-        findings += [(problem.level, f"{source}: {problem.sentence}") for source, problem in self._problems.items()]
+        recent = self._problems.recent(now_s)
+        findings += [(problem.level, f"{source}: {problem.sentence}") for source, problem in recent.items()]
         return findings
 
     def _values(self, now_s: float) -> dict[str, str]:

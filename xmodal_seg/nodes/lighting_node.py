@@ -32,11 +32,11 @@ from xmodal_seg.nodes.lighting_messages import lighting_message
 from xmodal_seg.nodes.lighting_settings import LightingNodeSettings
 from xmodal_seg.nodes.mailbox import Worker
 from xmodal_seg.nodes.parameters import ParameterGuard, declare_all
+from xmodal_seg.nodes.problems import Problems
 from xmodal_seg.nodes.runner import run_node
 from xmodal_seg.nodes.transitions import configure_and_activate, transition
 
 _STOP_TIMEOUT_S = 5.0
-_LOG_EVERY_S = 10.0
 _WATCH_EVERY_S = 0.5
 _REPEAT_AFTER_S = 1.0  # listeners take two seconds without a message for the end of this node
 _RELIABLE = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.RELIABLE)
@@ -66,7 +66,7 @@ class LightingNode(LifecycleNode):
         self._inputs: LightingInputs | None = None  # while active
         self._newest_ns: int | None = None  # stamp of the newest image
         self._published_s = 0.0  # steady clock
-        self._problems: dict[str, tuple[str, float]] = {}  # sentence and time of each source
+        self._problems = Problems()
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # must go on when simulated time stands still
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._timer = self.create_timer(self.settings.diagnostics_period_s, self._publish_diagnostics, clock=steady)
@@ -231,10 +231,8 @@ class LightingNode(LifecycleNode):
 
     def _failed(self, source: str, error: Exception) -> None:
         sentence = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        before, now_s = self._problems.get(source), time.monotonic()
-        if before is None or now_s - before[1] > _LOG_EVERY_S:
+        if self._problems.note(source, sentence, now_s=time.monotonic(), level="WARN"):
             self.get_logger().warning(f"{source}: {sentence}")
-        self._problems[source] = sentence, now_s
 
     def _settings_changed(self, settings: LightingNodeSettings) -> None:
         self.settings = settings
@@ -262,15 +260,15 @@ class LightingNode(LifecycleNode):
         unsure = [c for c in cameras if c.confidence < self.settings.estimator.min_confidence]
         said = [f"{c.name}: {c.condition}, lambda {c.guidance:.2f}" for c in cameras]
         said += [f"{c.name}: {', '.join(c.reasons)}" for c in unsure]
-        fresh = {source: text for source, (text, at) in self._problems.items() if time.monotonic() - at < _LOG_EVERY_S}
-        said += [f"{source}: {text}" for source, text in fresh.items()]
+        recent = self._problems.recent(time.monotonic())
+        said += [f"{source}: {problem.sentence}" for source, problem in recent.items()]
         values = {
             "calibrated": configured.estimator.coefficients.calibrated,
             **{f"{camera} images": worker.handled for camera, worker in configured.workers.items()},
             **{f"{camera} skipped": worker.dropped for camera, worker in configured.workers.items()},
         }
         return diagnostic_status(
-            name=name, level="WARN" if unsure or fresh else "OK", message="; ".join(said), values=values
+            name=name, level="WARN" if unsure or recent else "OK", message="; ".join(said), values=values
         )
 
 
