@@ -62,7 +62,8 @@ def test_the_pose_is_the_one_that_takes_points_of_the_lidar_to_the_camera(tf2: t
     extrinsics = TfExtrinsics(node=None)
     pose = extrinsics.lookup("camera", "lidar", STAMP_NS, deadline_s=time.monotonic())
     np.testing.assert_allclose(pose, [[0, -1, 0, 1.5], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], atol=1e-12)
-    assert extrinsics._buffer.asked == [("camera", "lidar", STAMP_NS)]
+    extrinsics.lookup("/camera", "/lidar", STAMP_NS, deadline_s=time.monotonic())
+    assert extrinsics._buffer.asked == [("camera", "lidar", STAMP_NS)] * 2
 
 
 def test_a_transform_that_is_late_is_waited_for(tf2: type[Buffer]) -> None:

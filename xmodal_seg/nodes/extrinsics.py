@@ -110,6 +110,7 @@ class TfExtrinsics:
         from rclpy.time import Time
 
         stamp = Time(nanoseconds=stamp_ns)
+        camera_frame, lidar_frame = camera_frame.lstrip("/"), lidar_frame.lstrip("/")  # tf2 refuses ROS 1's names
         while True:
             try:
                 return transform_matrix(self._buffer.lookup_transform(camera_frame, lidar_frame, stamp))
