@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,17 @@ def wait_for(condition: Callable[[], bool], *, timeout_s: float = 120.0) -> None
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@contextmanager
+def full_disk(*, room_bytes: int = 200) -> Iterator[None]:
+    """No file takes more than `room_bytes`, whoever writes it; so nothing should be printed meanwhile."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room_bytes, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
 def make_calibration(*, height: int = HEIGHT, width: int = WIDTH, yaw_rad: float = 0.0) -> Calibration:

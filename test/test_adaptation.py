@@ -24,6 +24,7 @@ from adaptation_parts import (
     score,
     stream_frame,
 )
+from helpers import full_disk
 
 from xmodal_seg.adaptation.adapter import OnlineAdapter
 from xmodal_seg.adaptation.driving import AdapterThread
@@ -510,6 +511,17 @@ def test_a_rollback_in_the_middle_of_a_turn_learns_on_from_the_older_version() -
 
 
 def test_a_full_disk_does_not_end_the_learning(tmp_path: Path) -> None:
+    drive = Drive(state_folder=tmp_path)
+    with full_disk():
+        drive.go(16)
+    assert "File too large" in drive.events("state_failed")[0].text
+    assert drive.versions[-1] != VERSION
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    drive.go(8)
+    assert drive.events("saved")
+
+
+def test_a_folder_that_cannot_be_made_does_not_end_the_learning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     drive = Drive(state_folder=tmp_path / "file")
     drive.go(16)

@@ -82,6 +82,12 @@ def other_format(path: Path) -> None:
     path.write_text(json.dumps({"format": 99}))
 
 
+def become_a_folder(path: Path) -> None:
+    """The disk refuses to read it, as it does a broken sector or a file of another user."""
+    path.unlink()
+    path.mkdir()
+
+
 @pytest.mark.parametrize(
     ("pattern", "damage", "message"),
     [
@@ -92,6 +98,7 @@ def other_format(path: Path) -> None:
         ("generation_000003.json", change_steps, "changed after it was written"),
         ("generation_000003.json", other_format, "expected a state of format 1"),
         ("generation_000003.json", lambda path: path.write_bytes(b""), "not valid JSON"),
+        ("generation_000003.json", become_a_folder, "Is a directory"),
     ],
 )
 def test_damage_is_told_and_the_next_older_one_serves(tmp_path: Path, pattern: str, damage, message: str) -> None:

@@ -3,6 +3,7 @@ import hashlib
 
 import pytest
 import torch
+from helpers import full_disk
 
 from xmodal_seg.tensor_files import check_tensors, copy_tensors, hash_tensors, read_tensors, write_tensors, write_text
 
@@ -34,6 +35,15 @@ def test_a_file_that_is_no_tensor_file_is_named(tmp_path):
     entry = {"file": "x.safetensors", "sha256": hashlib.sha256(b"junk").hexdigest()}
     with pytest.raises(ValueError, match=r"x\.safetensors: could not be read to cpu"):
         read_tensors(tmp_path, entry, device=CPU)
+
+
+def test_a_disk_without_room_is_told_and_nothing_is_left_on_it(tmp_path):
+    with full_disk(), pytest.raises(OSError, match="File too large") as caught:
+        write_tensors(tmp_path, "bank_day", TENSORS)
+    assert str(tmp_path / "bank_day") in str(caught.value)
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        write_text(tmp_path / "index.json", 300 * "x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_write_text_replaces_in_one_step(tmp_path):

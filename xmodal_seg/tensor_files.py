@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,13 +22,19 @@ _LISTED_KEYS = 4  # in an error message
 
 
 def write_tensors(folder: Path, stem: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """Write `<stem>.<hash>.safetensors` and return its {'file', 'sha256'}; tensors may live on any device."""
-    temporary = folder / f".{stem}.{os.getpid()}.tmp"
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-    temporary.chmod(_MODE)  # safetensors leaves it to its owner alone
-    sha256 = _hash_file(temporary)
-    target = folder / f"{stem}.{sha256[:_HASH_DIGITS]}.safetensors"
-    _replace(temporary, target)
+    """Write `<stem>.<hash>.safetensors` and return its {'file', 'sha256'}; tensors may live on any device.
+
+    Raises OSError, and leaves nothing behind, where the disk refuses.
+    """
+    with _temporary(folder, stem) as temporary:
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        except SafetensorError as error:  # a class of its own, also for a disk that is full
+            raise OSError(f"{folder / stem}: could not be written: {error}") from error
+        temporary.chmod(_MODE)  # safetensors leaves it to its owner alone
+        sha256 = _hash_file(temporary)
+        target = folder / f"{stem}.{sha256[:_HASH_DIGITS]}.safetensors"
+        _replace(temporary, target)
     return {"file": target.name, "sha256": sha256}
 
 
@@ -46,10 +53,10 @@ def read_tensors(folder: Path, entry: Mapping[str, str], *, device: torch.device
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file in one step: a reader sees the former text or this one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    _replace(temporary, path)
+    """Replace the file in one step: a reader sees the former text or this one, also after an OSError."""
+    with _temporary(path.parent, path.name) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+        _replace(temporary, path)
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -92,6 +99,16 @@ def copy_tensors(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.
     with torch.no_grad():
         for name, tensor in target.items():
             tensor.copy_(source[name])
+
+
+@contextmanager
+def _temporary(folder: Path, name: str) -> Iterator[Path]:
+    """A file to write before it gets its final name; gone afterwards, whatever happens."""
+    path = folder / f".{name}.{os.getpid()}.tmp"
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _replace(temporary: Path, target: Path) -> None:

@@ -104,21 +104,22 @@ class StateStore:
         """Every generation that is whole and fits, newest first, and a sentence for each that is not.
 
         `expected` gives names and shapes of what adapts. Nothing is taken from a folder whose list of removals cannot
-        be read: any generation might be on it.
+        be read: any generation might be on it. What the disk refuses to read is left out like what is damaged.
         """
         folder = self._folder_of(bin)
         found: list[Generation] = []
         notes: list[str] = []
         try:
             gone = self._removals.pending()
+            numbers = sorted(self._numbers(folder), reverse=True)
         except (OSError, ValueError) as error:
             return [], [f"the states of {bin} are left out: {error}"]
-        for number in sorted(self._numbers(folder), reverse=True):
+        for number in numbers:
             if _index(folder, number) in gone:
                 continue
             try:
                 found.append(self._read(folder, number, bin=bin, expected=expected))
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 notes.append(f"generation {number} of {bin} is left out: {error}")
         return found, notes
 
@@ -169,7 +170,7 @@ class StateStore:
         for number in numbers:
             try:
                 metrics = _read_index(_index(folder, number))["metrics"]
-            except ValueError:
+            except (OSError, ValueError):
                 continue  # damaged: it is no candidate, and it is reported when it is read at start
             scores[number] = metrics.get("sure_agreement", 0.0)
         return [max(scores, key=lambda number: (scores[number], number))] if scores else []
