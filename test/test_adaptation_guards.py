@@ -127,3 +127,57 @@ def test_heads_that_suddenly_disagree_are_a_sensor_fault(guards: Guards) -> None
     assert not guards.sensors_disagree(NIGHT, said(agreeing=0.5))  # each bin has its own
     blind = replace(said(agreeing=0.1), visible=torch.zeros(40, dtype=torch.bool))
     assert not guards.sensors_disagree(DAY, blind)
+
+
+def hear(guards: Guards, agreements: list[float]) -> list[bool]:
+    """Which of these frames, one after the other, are refused."""
+    return [guards.sensors_disagree(DAY, said(agreeing=value, num_points=200)) for value in agreements]
+
+
+def test_a_slow_slide_is_caught() -> None:
+    """A lens that gets dirty, or a mount that slips: no frame is much worse than the ones before it."""
+    guards = Guards(settings=GuardSettings())
+    slide = np.linspace(0.95, 0.1, 1500)
+    refused = hear(guards, list(slide))
+    assert not any(np.array(refused)[slide > 0.77])
+    assert all(np.array(refused)[slide < 0.72])
+    assert guards.lasting_disagreement(DAY).startswith("2D and 3D heads agree on 1")
+
+
+def test_what_is_usual_follows_upwards_only() -> None:
+    guards = Guards(settings=GuardSettings())
+    assert not any(hear(guards, [0.6] * 60 + [0.9] * 60))
+    assert hear(guards, [0.65]) == [True]
+    assert not any(hear(guards, [0.75] * 300))
+    assert hear(guards, [0.65]) == [True]
+
+
+def test_a_lasting_new_level_is_not_learned_from_but_told() -> None:
+    guards = Guards(settings=GuardSettings())
+    assert not any(hear(guards, [0.95] * 8))
+    assert all(hear(guards, [0.7] * 50))
+    assert guards.lasting_disagreement(DAY) == ""
+    assert all(hear(guards, [0.7] * 5000))
+    assert guards.lasting_disagreement(DAY) == (
+        "2D and 3D heads agree on 70 % of the points, usually on 95 %, in most of the last 100 frames: a fault of "
+        "calibration or sensor; where there is none, enable adaptation again"
+    )
+    assert guards.lasting_disagreement(NIGHT) == ""
+
+    assert not any(hear(guards, [0.95] * 50))
+    assert guards.lasting_disagreement(DAY) == ""
+
+
+def test_who_says_that_nothing_is_wrong_is_believed() -> None:
+    guards = Guards(settings=GuardSettings())
+    hear(guards, [0.95] * 8 + [0.7] * 200)
+    guards.forget_usual()
+    assert guards.lasting_disagreement(DAY) == ""
+    assert not any(hear(guards, [0.7] * 200))
+    assert hear(guards, [0.45]) == [True]
+
+
+def test_a_number_of_usual_frames_beyond_memory_does_not_end_the_guard() -> None:
+    guards = Guards(settings=GuardSettings(min_usual_frames=1000))
+    assert not any(hear(guards, [0.95] * 60))
+    assert hear(guards, [0.5]) == [True]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -351,10 +352,40 @@ def test_errors_in_the_thread_of_inference_end_the_learning_only(checkpoint: Pat
     assert not link.is_learning
     frame = tiny_frame(5)
     link.observe(frame, segmenter.predict(frame), lights={}, latency_ms=1.0)
-    said, problems = link.news()
+    said, problems = link.news(now_s=0.0)
     assert said == ["mode: select", "mode: select"]
     assert problems == ["failed: RuntimeError: serve", "failed: RuntimeError: observe"]
-    assert link.news() == ([], [])
+    assert link.news(now_s=0.0) == ([], [])
+
+
+def test_what_comes_often_is_told_now_and_then(checkpoint: Path) -> None:
+    link = AdaptationLink(
+        segmenter=Segmenter.load(checkpoint, device="cpu"), settings=NodeAdaptationSettings(), idle=lambda: True
+    )
+    told: list[str] = []
+    for number in range(180):
+        link.adapter.events.add("sensors_disagree", str(number))
+        told += link.news(now_s=float(number))[0]
+    assert told == ["sensors disagree: 0", "sensors disagree: 60", "sensors disagree: 120"]
+
+
+def test_a_lasting_disagreement_is_a_warning_while_it_learns(checkpoint: Path) -> None:
+    link = AdaptationLink(
+        segmenter=Segmenter.load(checkpoint, device="cpu"),
+        settings=NodeAdaptationSettings(mode="shadow"),
+        idle=lambda: True,
+    )
+    adapter = link.adapter
+    status = replace(adapter.status(), disagreement="they do not fit", paused=("sensors_disagree",))
+    adapter.status = lambda: status  # type: ignore[method-assign]
+    said = link.status(name="adaptation")
+    assert (said.level, said.message) == (b"\x01", "shadow, paused: sensors_disagree: they do not fit")
+    adapter.events.add("disagreement_lasts", "they do not fit")
+    assert link.news(now_s=0.0) == ([], ["disagreement lasts: they do not fit"])
+    adapter.enable("select")
+    status = replace(status, mode="select")
+    link._asked = "select"
+    assert link.status(name="adaptation").level == b"\x00"
 
 
 def test_a_thread_that_has_yet_to_stop_is_not_started_again(checkpoint: Path) -> None:

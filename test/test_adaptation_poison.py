@@ -78,6 +78,20 @@ def test_poison_pauses_learning_and_does_no_harm(name: str) -> None:
     assert drive.adapter.status().paused == ()
 
 
+def test_a_lasting_disagreement_is_told_until_it_ends_or_somebody_says_that_all_is_well() -> None:
+    drive = Drive(guards={"settle_frames": 0, "min_usual_frames": 4})
+    drive.go(14)
+    assert drive.adapter.status().disagreement == ""
+    drive.go(60, spoil=turned)
+    assert "enable adaptation again" in drive.adapter.status().disagreement
+    assert len(drive.events("disagreement_lasts")) == 1
+    steps = drive.adapter.status().steps
+    drive.adapter.enable("on")
+    drive.go(12, spoil=turned)
+    assert drive.adapter.status().disagreement == ""
+    assert drive.adapter.status().steps > steps
+
+
 class Estimated:
     """The light as the real estimator sees it, frame by frame; these small pictures are night to it."""
 

@@ -152,8 +152,12 @@ class OnlineAdapter:
             return reports
 
     def enable(self, mode: Mode) -> None:
-        """Change the mode without waiting; what serves follows before the next frame. Strikes are forgiven."""
+        """Change the mode without waiting; what serves follows before the next frame.
+
+        Strikes are forgiven, and how far the sensors agree from now on is what is usual.
+        """
         self._forgives = True
+        self._intake.forget_usual()
         self._set_mode(mode)
 
     def apply(self, settings: AdaptationSettings) -> None:
@@ -243,6 +247,7 @@ class OnlineAdapter:
             num_frames=0 if bin is None else turns.memory.num_frames(bin),
             num_probes=0 if bin is None else turns.memory.num_probes(bin),
             dropped=self._intake.dropped,
+            disagreement=self._intake.disagreement,
         )
 
     def _take_up_changes(self) -> None:

@@ -14,6 +14,7 @@ Kind = Literal[
     "paused",
     "resumed",
     "sensors_disagree",
+    "disagreement_lasts",
     "step_rejected",
     "published",
     "held",
@@ -105,6 +106,7 @@ class AdaptationStatus:
     num_frames: int  # in the bin's memory
     num_probes: int
     dropped: int  # frames that waited too long for the adapter
+    disagreement: str  # of the sensors, where it has lasted: a sentence; else ''
 
     def values(self) -> dict[str, str]:
         """By name, as diagnostics have them."""

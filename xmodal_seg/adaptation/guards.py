@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from xmodal_seg.adaptation.agreement import UsualAgreement, head_agreement
 from xmodal_seg.adaptation.frames import Bin
 from xmodal_seg.adaptation.settings import GuardSettings
 from xmodal_seg.structures import Predictions
@@ -33,7 +32,6 @@ _SECTORS = 72
 _RANGED_POINTS = 8192  # more would cost milliseconds and move no median
 _LATENCIES = 50
 _RECOVERED = 0.8  # of the deadline: below, learning goes on
-_USUAL_FRAMES = 50
 _NS = 10**9
 
 
@@ -62,7 +60,7 @@ class Guards:
         self._kept: FrameFacts | None = None  # the last frame that was taken to learn from
         self._moved_m = 0.0  # since that frame, by odometry
         self.has_moved = True  # since that frame
-        self._agreements: dict[Bin, deque[float]] = {}
+        self._agreements: dict[Bin, UsualAgreement] = {}
 
     def apply(self, settings: GuardSettings) -> None:
         """Other thresholds from now on; what is usual stays known."""
@@ -95,20 +93,19 @@ class Guards:
         self._moved_m = 0.0
 
     def sensors_disagree(self, bin: Bin, predictions: Predictions) -> bool:
-        """Whether the 2D and the 3D head agree much less than is usual in this bin; False without a 2D head.
-
-        A camera that has turned or a cloud out of order is fine by itself; only together they make no sense.
-        """
-        if "2d" not in predictions.main or "3d" not in predictions.main or not bool(predictions.visible.any()):
+        """Whether the 2D and the 3D head agree much less than is usual in this bin; False without a 2D head."""
+        agreement = head_agreement(predictions)
+        if agreement is None:
             return False
-        labels = (predictions.main[head][predictions.visible].argmax(dim=1) for head in ("2d", "3d"))
-        agreement = float(torch.eq(*labels).float().mean())
-        usual = self._agreements.setdefault(bin, deque(maxlen=_USUAL_FRAMES))
-        known = len(usual) >= self._settings.min_usual_frames
-        if known and agreement < statistics.median(usual) - self._settings.max_agreement_drop:
-            return True
-        usual.append(agreement)
-        return False
+        return self._agreements.setdefault(bin, UsualAgreement()).refuses(agreement, self._settings)
+
+    def lasting_disagreement(self, bin: Bin) -> str:
+        """A sentence while the heads have disagreed in most of the newest frames of the bin; '' where they have not."""
+        return self._agreements[bin].lasting_fault(self._settings) if bin in self._agreements else ""
+
+    def forget_usual(self) -> None:
+        """How far the heads agree from now on is what is usual, in every bin."""
+        self._agreements.clear()
 
     def _faults(self, facts: FrameFacts) -> tuple[Reason, ...]:
         found: list[Reason] = []

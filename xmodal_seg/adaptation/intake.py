@@ -49,6 +49,7 @@ class Intake:
         self._bins: dict[str, Bin] = {}
         self._frames_since_turn = 0
         self._kept_ns: int | None = None
+        self._lasting: dict[Bin, str] = {}  # disagreements of the sensors, and what is to be said about them
         self._generator = torch.Generator().manual_seed(settings.seed)
 
     def apply(self, settings: AdaptationSettings) -> None:
@@ -60,6 +61,17 @@ class Intake:
     def bin_of(self, bank: str) -> Bin | None:
         """The bin under which the bank was last seen; None: not yet."""
         return self._bins.get(bank)
+
+    @property
+    def disagreement(self) -> str:
+        """What is to be said about sensors that have disagreed for long in the present bin; '' where they have not."""
+        return "" if self.bin is None else self._lasting.get(self.bin, "")
+
+    def forget_usual(self) -> None:
+        """How far the sensors agree from now on is what is usual; may come from any thread."""
+        with self._lock:
+            self._guards.forget_usual()
+            self._lasting.clear()
 
     def observe(
         self,
@@ -109,12 +121,18 @@ class Intake:
     def confirm(self, bin: Bin, said: Predictions) -> bool:
         """Whether the reference's heads agree on a frame as they usually do; where not, learning pauses."""
         with self._lock:
-            if not self._guards.sensors_disagree(bin, said):
-                return True
-            self._guards.unsettle()
-            self.paused = ("sensors_disagree",)
-        self._events.add("sensors_disagree", "2D and 3D heads agree far less than usual: calibration or sensor fault")
-        return False
+            disagree = self._guards.sensors_disagree(bin, said)
+            before, lasting = self._lasting.get(bin, ""), self._guards.lasting_disagreement(bin)
+            self._lasting[bin] = lasting
+            if disagree:
+                self._guards.unsettle()
+                self.paused = ("sensors_disagree",)
+        if disagree:
+            text = "2D and 3D heads agree far less than usual: calibration or sensor fault"
+            self._events.add("sensors_disagree", text)
+        if lasting and not before:
+            self._events.add("disagreement_lasts", f"{bin}: {lasting}")
+        return not disagree
 
     def _note(self, facts: FrameFacts, reasons: tuple[Reason, ...]) -> None:
         self._frames_since_turn += 1

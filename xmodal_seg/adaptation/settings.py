@@ -150,7 +150,7 @@ class GuardSettings(Settings):
         json_schema_extra=DYNAMIC,
         gt=0,
         le=1,
-        description="2D and 3D heads agreeing this much less than usual: a sensor fault",
+        description="2D and 3D heads agreeing this much less than at the best level so far: a sensor fault",
     )
     min_usual_frames: int = Field(
         default=8, json_schema_extra=DYNAMIC, ge=1, description="frames before what is usual is known"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from xmodal_seg.nodes.adaptation_settings import NodeAdaptationSettings
 from xmodal_seg.nodes.conversions import diagnostic_status
 from xmodal_seg.structures import Frame
 
-_DISTURBING = ("failed", "gave_up", "state_damaged", "state_failed")
+_DISTURBING = ("disagreement_lasts", "failed", "gave_up", "state_damaged", "state_failed")
 _QUIET = ("paused", "resumed", "step_rejected", "held")  # they come often; the diagnostics show the newest one
+_RARE = "sensors_disagree"  # comes often too, but a reader of the log should know: told once in
+_RARE_S = 60.0
 
 
 class AdaptationLink:
@@ -41,6 +44,7 @@ class AdaptationLink:
         self._segmenter = segmenter
         self._is_active = False
         self._num_told = 0
+        self._rare_told_s = -math.inf  # on the clock of `news`
         self._adapter: OnlineAdapter | None = None
         self._refusal = ""
         try:
@@ -114,27 +118,37 @@ class AdaptationLink:
         except Exception as error:  # the frame is labelled already, and the next one shall be
             self._adapter.fail(error)
 
-    def news(self) -> tuple[list[str], list[str]]:
-        """What happened since the last call: sentences for the log, and those that are a problem."""
+    def news(self, *, now_s: float) -> tuple[list[str], list[str]]:
+        """What happened since the last call, at `now_s` on a steady clock: sentences for the log, and problems."""
         if self._adapter is None:
             return [], []
         self._num_told, events = self._adapter.events.after(self._num_told)
-        told = [event for event in events if event.kind not in (*_QUIET, *_DISTURBING)]
+        told = [event for event in events if self._is_told(event, now_s=now_s)]
         return [_sentence(event) for event in told], [_sentence(e) for e in events if e.kind in _DISTURBING]
 
     def status(self, *, name: str) -> DiagnosticStatus:
-        """For the diagnostics: WARN while the mode is not the one that was asked for."""
+        """For the diagnostics: WARN while the mode is not the one asked for, and for sensors that disagree for long."""
         if self._adapter is None:
             return diagnostic_status(name=name, level="OK", message=f"not possible: {self._refusal}")
         status, events = self._adapter.status(), self._adapter.events.newest
         values = {**_values(status), "asked for": self._asked, "newest event": _sentence(events[-1]) if events else ""}
         if status.mode == self._asked:
-            paused = ", ".join(status.paused) if self._adapter.is_learning else ""
+            paused, lasting = (", ".join(status.paused), status.disagreement) if self._adapter.is_learning else ("", "")
             message = f"{status.mode}, paused: {paused}" if paused else status.mode
+            if lasting:
+                return diagnostic_status(name=name, level="WARN", message=f"{message}: {lasting}", values=values)
             return diagnostic_status(name=name, level="OK", message=message, values=values)
         causes = [_sentence(event) for event in events if event.kind in ("failed", "gave_up")]
         message = f"{status.mode} instead of {self._asked}: {causes[-1] if causes else 'it fell back'}"
         return diagnostic_status(name=name, level="WARN", message=message, values=values)
+
+    def _is_told(self, event: Event, *, now_s: float) -> bool:
+        """Whether the log tells an event that is no problem."""
+        if event.kind == _RARE:
+            if now_s - self._rare_told_s < _RARE_S:
+                return False
+            self._rare_told_s = now_s
+        return event.kind not in (*_QUIET, *_DISTURBING)
 
     def _start_thread(self) -> None:
         if self._is_active and self.is_learning:

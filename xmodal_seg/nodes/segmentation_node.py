@@ -319,7 +319,7 @@ class SegmentationNode(LifecycleNode):
         self._diagnostics.publish(message)
 
     def _tell_news(self, adaptation: AdaptationLink) -> None:
-        said, problems = adaptation.news()
+        said, problems = adaptation.news(now_s=time.monotonic())
         for sentence in said:
             self.get_logger().info(f"adaptation: {sentence}")
         for sentence in problems:
