@@ -349,6 +349,37 @@ def test_giving_up_outlives_a_restart(tmp_path: Path) -> None:
     assert world.serves_the_shipped_weights()
 
 
+def test_giving_up_takes_back_what_every_light_has_taught(tmp_path: Path) -> None:
+    """Also what is on disk of a bank that has not served since the start, and what waits in other learners."""
+    night = Drive(banks=("day", "night"), state_folder=tmp_path)
+    night.segmenter.use_bank("night")
+    night.go(20, lights=NIGHT)
+    assert night.events("saved")
+
+    drive = Drive(banks=("day", "night"), state_folder=tmp_path, max_strikes=1)
+    dusk = {"front": Light(condition="twilight", guidance=0.5)}
+    drive.go(14)
+    drive.go(14, lights=dusk)
+    day, twilight = drive.adapter._turns.learners.values()
+    assert day.steps_behind > 0
+    drive.adapter.apply(make_settings(max_strikes=1, gate={"every_steps": 5, "min_agreement": 1.0}))
+    twilight.restart({name: value + 2.0 for name, value in twilight.reference.items()})
+    while not drive.events("gave_up"):
+        drive.go(1, lights=dusk)
+
+    assert drive.adapter.mode == "shadow"
+    for learner in (day, twilight):
+        assert all(torch.equal(learner.live[name], learner.reference[name]) for name in learner.reference)
+        assert (learner.steps_behind, learner.since_reset, learner.strikes) == (0, 0, 0)
+    assert drive.adapter._publisher.offered() == []
+    assert list(tmp_path.rglob("generation_*")) == []
+    drive.adapter.enable("on")
+    drive.go(5)
+    drive.segmenter.use_bank("night")
+    drive.go(4, lights=NIGHT)
+    assert not drive.events("restored")
+
+
 def test_a_periodic_reset_outlives_a_restart(tmp_path: Path) -> None:
     world = Restarted(tmp_path, reset_every_steps=12)
     while not world.drive.events("reset"):

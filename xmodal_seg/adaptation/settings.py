@@ -178,7 +178,7 @@ class AdaptationSettings(Settings):
     min_interval_s: float = Field(default=1.0, ge=0, description="between two turns of the adapter's thread")
     num_threads: int = Field(default=1, ge=1, le=256, description="torch threads of the adapter on a CPU")
     reset_every_steps: int = Field(default=1000, ge=1, description="accepted steps, then back to the reference")
-    max_strikes: int = Field(default=3, ge=1, description="then back to the reference, and serving ends")
+    max_strikes: int = Field(default=3, ge=1, description="then every bank is back at the reference and serving ends")
     experiment: bool = Field(default=False, description="allow what is refused as dangerous: for ablations only")
     step: StepSettings = StepSettings()
     memory: MemorySettings = MemorySettings()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -111,7 +111,7 @@ class Turns:
     def reset(self, bin: Bin, *, why: str) -> None:
         """Learn on from the reference, and offer it."""
         self._back_to_reference(self.learners[bin])
-        self._withdraw([bin])
+        self._withdraw(bin)
         self._events.add("reset", f"{bin}: back to the reference ({why})")
 
     def save(self, version: Version) -> str | None:
@@ -252,19 +252,22 @@ class Turns:
         self._events.add("rejected", f"{bin}: {'; '.join(judgement.reasons)}")
         offered = self._publisher.newest(bin)
         if offered is not None and self._ask(bin, self._on_device(offered.values)).verdict == "reject":
-            self._withdraw([bin])
+            self._withdraw(bin)
             self._events.add("rolled_back", f"{bin}: what was served fails as well, the reference is on offer")
         values, steps = self._offered(learner)
         learner.strike(values, steps=steps)
         if learner.strikes >= self._settings.max_strikes:
-            self._withdraw(list(self.learners))
-            self._untried.clear()  # what holds them is no longer on disk either
-            learner.forgive()
-            learner.restart(learner.reference)
-            self.gave_up = True
-            self._events.add(
-                "gave_up", f"{bin}: {self._settings.max_strikes} strikes, the reference serves from now on"
-            )
+            self._give_up(bin)
+
+    def _give_up(self, bin: Bin) -> None:
+        """Trust nothing that was learned in any bin: the reference is on offer, in learners, and after a restart."""
+        for learner in self.learners.values():
+            self._back_to_reference(learner)
+            self._publisher.withdraw(learner.bin)
+        self._take_off_disk(self._archive.remove_all, of="every bank")
+        self.gave_up = True
+        text = f"{bin}: {self._settings.max_strikes} strikes, from now on the reference serves in every bank"
+        self._events.add("gave_up", text)
 
     def _back_to_reference(self, learner: Learner) -> None:
         learner.forgive()
@@ -276,14 +279,16 @@ class Turns:
         values, steps = self._offered(learner)
         learner.restart(values, steps=steps)
 
-    def _withdraw(self, bins: Sequence[Bin]) -> None:
-        """Offer the reference in these bins, after a restart too."""
-        for bin in bins:
-            self._publisher.withdraw(bin)
+    def _withdraw(self, bin: Bin) -> None:
+        """Offer the reference in this bin, after a restart too."""
+        self._publisher.withdraw(bin)
+        self._take_off_disk(lambda: self._archive.remove([bin]), of=str(bin))
+
+    def _take_off_disk(self, remove: Callable[[], None], *, of: str) -> None:
         try:
-            self._archive.remove(bins)
+            remove()
         except (OSError, ValueError) as error:
-            self._events.add("state_failed", f"{', '.join(map(str, bins))}: {error}")
+            self._events.add("state_failed", f"{of}: {error}")
 
     def _offered(self, learner: Learner) -> tuple[Tensors, int]:
         """What is on offer in the learner's bin, and the steps behind it."""
