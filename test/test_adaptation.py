@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -682,6 +684,22 @@ def test_what_is_served_beside_the_adapters_thread_is_what_its_version_says() ->
     assert len({name for name, _ in said}) >= 7
     assert len(set(expected.values())) == len(expected)
     assert [name for name, labels in said if labels != expected[name]] == []
+
+
+def test_an_adapter_that_is_dropped_frees_its_models_at_once() -> None:
+    """Else they would keep a GPU's memory until the garbage collector happens to come by."""
+    drive = Drive(labelled=HELD_OUT[:2], step={"point_guidance_span": 0.2})
+    drive.go(14)
+    thread = AdapterThread(drive.adapter, device=CPU, idle=lambda: True, num_threads=1, min_interval_s=0.0)
+    thread.start()
+    assert thread.stop(timeout_s=20)
+    model = weakref.ref(drive.adapter._parts["default"].base)
+    gc.disable()
+    try:
+        del drive, thread
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 def test_an_error_in_the_thread_ends_serving_what_was_learned() -> None:

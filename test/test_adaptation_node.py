@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -325,6 +327,28 @@ def test_its_thread_lives_from_activation_to_deactivation(drive: Callable[..., D
     assert node.node.trigger_deactivate().name == "SUCCESS"
     assert node.node.trigger_cleanup().name == "SUCCESS"
     assert not node.ask("reset").success
+
+
+def test_cleanup_frees_the_adapters_models_before_the_cache_is_emptied(drive: Callable[..., Drive]) -> None:
+    node = drive(**{"adaptation.mode": "shadow"}).begin()
+    node.go_until(lambda values: int(values["steps"]) > 0)
+    configured = node.node._require_configured()
+    model = weakref.ref(configured.adaptation.adapter._parts["default"].base)
+    close, is_freed = configured.segmenter.close, list[bool]()
+
+    def observed_close() -> None:
+        is_freed.append(model() is None)
+        close()
+
+    configured.segmenter.close = observed_close
+    del configured
+    gc.disable()
+    try:
+        assert node.node.trigger_deactivate().name == "SUCCESS"
+        assert node.node.trigger_cleanup().name == "SUCCESS"
+    finally:
+        gc.enable()
+    assert is_freed == [True]
 
 
 @pytest.mark.parametrize("lacking", [{"lighting_topic": ""}, {"cameras": [""]}])

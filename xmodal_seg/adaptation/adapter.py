@@ -25,6 +25,20 @@ from xmodal_seg.structures import Frame
 _LEARNING: tuple[Mode, ...] = ("shadow", "on")
 
 
+class _Breath:
+    """Asked before each forward pass; an object of its own, so that what asks does not hold the adapter.
+
+    With such a cycle only the garbage collector would free the models, and a GPU's memory with them, some time later.
+    """
+
+    def __init__(self) -> None:
+        self.wait: Callable[[], None] | None = None
+
+    def __call__(self) -> None:
+        if self.wait is not None:
+            self.wait()
+
+
 class OnlineAdapter:
     """Learns from frames that were served, and offers what passes the gate.
 
@@ -52,8 +66,8 @@ class OnlineAdapter:
         state_folder: Path | None = None,
     ) -> None:
         self.events = EventLog()
-        self.before_forward: Callable[[], None] | None = None  # may wait while inference needs the processor
         self._settings = settings
+        self._breathe = _Breath()
         self._parts = _parts_of_banks(segmenter, settings=settings, labelled=labelled, breathe=self._breathe)
         self._publisher = Publisher(
             references={bank: parts.reference for bank, parts in self._parts.items()},
@@ -79,6 +93,15 @@ class OnlineAdapter:
         self._forgives = False  # strikes, at the beginning of the next turn
         self._mode: Mode = settings.mode
         self._publisher.set_serving(settings.mode == "on")
+
+    @property
+    def before_forward(self) -> Callable[[], None] | None:
+        """Called before each forward pass; may wait while inference needs the processor."""
+        return self._breathe.wait
+
+    @before_forward.setter
+    def before_forward(self, wait: Callable[[], None] | None) -> None:
+        self._breathe.wait = wait
 
     @property
     def mode(self) -> Mode:
@@ -261,10 +284,6 @@ class OnlineAdapter:
         self._mode = mode
         self._publisher.set_serving(mode == "on")
         self.events.add("mode", mode)
-
-    def _breathe(self) -> None:
-        if self.before_forward is not None:
-            self.before_forward()
 
 
 def _parts_of_banks(

@@ -85,7 +85,10 @@ class AdapterThread:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
-        return not self.is_alive
+        if self.is_alive:
+            return False
+        self._adapter.before_forward = None  # else the two would hold each other, and with them the models
+        return True
 
     def _run(self) -> None:
         torch.set_num_threads(self._num_threads)

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
 from xmodal_seg.adaptation.archive import Archive
 from xmodal_seg.adaptation.bank_parts import BankParts
 from xmodal_seg.adaptation.events import EventLog
-from xmodal_seg.adaptation.frames import Bin, ReferredFrame, reference_predictions, referred
+from xmodal_seg.adaptation.frames import Bin, reference_predictions, referred
 from xmodal_seg.adaptation.gate import NOT_FINITE, Judgement
 from xmodal_seg.adaptation.intake import Arrival, Intake
 from xmodal_seg.adaptation.learner import Learner, StepReport
@@ -142,17 +143,13 @@ class Turns:
         if bin in self.learners:
             return self.learners[bin]
         parts = self._parts[bin.bank]
-
-        def guidance(frame: ReferredFrame) -> torch.Tensor:
-            return parts.guidance(frame, settings=self._settings)
-
         self._terms[bin] = self._publisher.term(bin)  # before the disk is read
         learner = Learner(
             base=parts.base,
             parameters=parts.parameters,
             settings=self._settings.step,
             bin=bin,
-            guidance=guidance,
+            guidance=partial(parts.guidance, settings=self._settings),
             breathe=self._breathe,
         )
         self.learners[bin] = learner

@@ -46,6 +46,7 @@ class AdaptationLink:
         self._num_told = 0
         self._rare_told_s = -math.inf  # on the clock of `news`
         self._adapter: OnlineAdapter | None = None
+        self._thread: AdapterThread | None = None
         self._refusal = ""
         try:
             self._adapter = _make_adapter(segmenter, settings)
@@ -81,7 +82,12 @@ class AdaptationLink:
     def stop(self, *, timeout_s: float) -> bool:
         """Let the present turn end; False when it has not after `timeout_s`. What was learned stays."""
         self._is_active = False
-        return self._adapter is None or self._thread.stop(timeout_s=timeout_s)
+        return self._thread is None or self._thread.stop(timeout_s=timeout_s)
+
+    def close(self) -> None:
+        """Let the adapter's models go, once it has stopped; there is none afterwards."""
+        self._adapter, self._thread = None, None
+        self._refusal = "adaptation: the model has been freed"
 
     def enable(self, settings: NodeAdaptationSettings) -> None:
         """Change to the mode of `settings`; an adapter that had failed or given up begins again."""
@@ -151,7 +157,7 @@ class AdaptationLink:
         return event.kind not in (*_QUIET, *_DISTURBING)
 
     def _start_thread(self) -> None:
-        if self._is_active and self.is_learning:
+        if self._thread is not None and self._is_active and self.is_learning:
             self._thread.start()
 
 

@@ -181,6 +181,7 @@ class SegmentationNode(LifecycleNode):
         if configured is not None:
             configured.outputs.close()
             configured.extrinsics.close()
+            configured.adaptation.close()  # first: the segmenter empties the GPU's cache, of these models too
             configured.segmenter.close()
 
     def _require_configured(self) -> _Configured:
