@@ -6,6 +6,7 @@ Every sweep ends in a Frame, with or without its camera, or in a ValueError that
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -48,6 +49,22 @@ def stamped(message: SimpleNamespace, stamp_ns: int, frame_id: str) -> SimpleNam
     return message
 
 
+def sound_info() -> SimpleNamespace:
+    """Without these few cameras would be whole, since each message beside them is wrong more often than not."""
+    return SimpleNamespace(
+        height=480,
+        width=640,
+        distortion_model="plumb_bob",
+        d=array("d", [0.0] * 5),
+        k=np.array([500.0, 0, 319.5, 0, 500, 239.5, 0, 0, 1]),
+        r=np.eye(3).reshape(-1),
+        p=np.array([500.0, 0, 319.5, 0, 0, 500, 239.5, 0, 0, 0, 1, 0]),
+        binning_x=0,
+        binning_y=0,
+        roi=SimpleNamespace(x_offset=0, y_offset=0, width=0, height=0, do_rectify=False),
+    )
+
+
 def test_every_sweep_ends_in_a_frame_or_a_named_error() -> None:
     outcomes: Counter[str] = Counter()
     settings = SegmentationNodeSettings(cameras=["front"])
@@ -63,7 +80,7 @@ def test_every_sweep_ends_in_a_frame_or_a_named_error() -> None:
     @given(
         cloud=clouds(),
         image=st.one_of(images(), images(), compressed_images()),
-        info=camera_infos(),
+        info=st.one_of(camera_infos(), st.builds(sound_info)),
         stamps=st.tuples(*[st.integers(0, 80_000_000)] * 3),
         frames=st.tuples(*[st.sampled_from(["front", "front", ""])] * 2),
         fits=st.sampled_from([True, True, True, False]),
