@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown, TimerAction
+from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
@@ -48,6 +49,7 @@ ARGUMENTS = {
 }
 # s; launch's own 5 are less than the 10 that the segmentation node gives a frame in work, and then it has still to end.
 SIGTERM_TIMEOUT = LaunchConfiguration("sigterm_timeout", default="15")
+RESTART_S = 2.0
 # What the lighting node has as well, under the same name.
 SHARED = ("cameras", "image_topics", "image_transport", "points_topic", "reliability", "use_sim_time", "autostart")
 LISTS = ("cameras", "image_topics", "camera_info_topics", "camera_frames")
@@ -89,7 +91,26 @@ def make_nodes(context: LaunchContext) -> list:
         sigterm_timeout=SIGTERM_TIMEOUT,
         on_exit=Shutdown(reason="the segmentation node has ended"),
     )
-    lighting = Node(
+    rviz = Node(
+        package="rviz2",
+        executable="rviz2",
+        namespace=values["namespace"],  # the layout's topics are relative
+        arguments=["-d", str(SHARE / "config/rviz/seg.rviz"), *fixed_frame(values["lidar_frame"])],
+        parameters=[{"use_sim_time": to_bool("use_sim_time", values["use_sim_time"] or "false")}],
+    )
+    optional = {"lighting": make_lighting(values), "rviz": rviz}
+    asked_for = [action for name, action in optional.items() if to_bool(name, values[name])]
+    return [*large_message_transport(), node, *asked_for]
+
+
+def make_lighting(values: dict[str, str]) -> Node:
+    """Without it segmentation goes on, with the bank it serves; one that a signal has ended is started again."""
+
+    def ended(event: ProcessExited, context: LaunchContext) -> list:
+        was_killed = event.returncode < 0 and not context.is_shutdown
+        return [TimerAction(period=RESTART_S, actions=[make_lighting(values)])] if was_killed else []
+
+    return Node(
         package="xmodal_seg",
         executable="lighting_node",
         name="lighting",
@@ -98,20 +119,8 @@ def make_nodes(context: LaunchContext) -> list:
         arguments=["--ros-args", "--log-level", values["log_level"]],
         sigterm_timeout=SIGTERM_TIMEOUT,
         output="screen",
-        # Without it segmentation goes on, with the bank it serves.
-        respawn=True,
-        respawn_delay=2.0,
+        on_exit=ended,
     )
-    rviz = Node(
-        package="rviz2",
-        executable="rviz2",
-        namespace=values["namespace"],  # the layout's topics are relative
-        arguments=["-d", str(SHARE / "config/rviz/seg.rviz"), *fixed_frame(values["lidar_frame"])],
-        parameters=[{"use_sim_time": to_bool("use_sim_time", values["use_sim_time"] or "false")}],
-    )
-    optional = {"lighting": lighting, "rviz": rviz}
-    asked_for = [action for name, action in optional.items() if to_bool(name, values[name])]
-    return [*large_message_transport(), node, *asked_for]
 
 
 def refuse_misspelt(names: Iterable[str]) -> None:

@@ -236,6 +236,23 @@ def test_wrong_coefficients_end_the_lighting_node_with_one_sentence_and_segmenta
     assert ended_cleanly(output) == {"segmentation_node"}, output
 
 
+def test_a_lighting_node_that_is_killed_is_started_again(listener: Listener, checkpoint: Path, tmp_path: Path) -> None:
+    log = tmp_path / "launch.log"
+    with launched("seg.launch.py", f"checkpoint:={checkpoint}", "device:=cpu", log=log) as process:
+        for node in NODES:
+            listener.spin_until(lambda node=node: listener.is_active(node), process, log)
+        (lighting,) = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if any("lighting_node" in word for word in child.cmdline())
+        ]
+        lighting.kill()
+        listener.spin_until(lambda: "exit code -9" in log.read_text(), process, log)
+        listener.spin_until(lambda: "[lighting_node-3]: process started" in log.read_text(), process, log)
+        listener.spin_until(lambda: listener.is_active("lighting"), process, log)
+    assert ended_cleanly(log.read_text()) == {"segmentation_node", "lighting_node"}
+
+
 @pytest.mark.parametrize(
     ("given", "cameras", "image_topics"),
     [
