@@ -37,6 +37,7 @@ ARGUMENTS = {
         str(SHARE / "config/nodes/lighting_node.param.yaml"),
         "parameter file of the lighting node",
     ),
+    "lighting_topic": ("", "topic of the light's estimates, which choose the weight bank; 'none': it stays"),
     "lighting_coefficients": ("", "YAML of `xmodal-seg calibrate-lighting`; else the ones shipped with the package"),
     "use_sim_time": ("", "true when a bag is played with --clock"),
     "namespace": ("", "namespace of the node and of its relative topics"),
@@ -136,6 +137,8 @@ def parameter_overrides(values: dict[str, str]) -> dict[str, object]:
     overrides |= {name: values[name] for name in STRINGS if values[name]}
     overrides |= {name: to_number(name, values[name]) for name in NUMBERS if values[name]}
     overrides |= {name: split(values[name]) for name in LISTS if values[name]}
+    if values["lighting_topic"]:
+        overrides["lighting_topic"] = "" if values["lighting_topic"] == "none" else values["lighting_topic"]
     if values["cameras"] == "none":
         overrides["cameras"] = [""]  # a ROS parameter list cannot be empty without losing its type
     return overrides

@@ -63,8 +63,8 @@ def test_a_missing_transform_is_waited_for_now_and_then_only(monkeypatch: pytest
         transforms.patience_s.clear()
         return told
 
-    assert [used_cameras() for _ in range(3)] == [[]] * 3
-    assert waits() == [True, False, False]
+    assert [used_cameras() for _ in range(5)] == [[]] * 5
+    assert waits() == [True, True, True, False, False]
     monkeypatch.setattr(frame_assembly, "_WAIT_AGAIN_S", 0.0)
     assert used_cameras() == []
     assert waits() == [True]
@@ -72,3 +72,8 @@ def test_a_missing_transform_is_waited_for_now_and_then_only(monkeypatch: pytest
     transforms.known = True
     assert [used_cameras() for _ in range(2)] == [["front"]] * 2
     assert waits() == [False, True]  # once it is there, a late one is waited for as before
+    transforms.known = False
+    used_cameras()
+    transforms.known = True
+    used_cameras()
+    assert waits() == [True, True]  # one that moves and came too late once

@@ -229,7 +229,7 @@ def test_wrong_coefficients_end_the_lighting_node_with_one_sentence_and_segmenta
         listener.spin_until(lambda: "exit code 1" in log.read_text(), process, log)
         listener.spin_until(lambda: listener.is_active("xmodal_seg"), process, log)
     output = log.read_text()
-    said = [line for line in output.splitlines() if line.startswith("[lighting_node-2]") and "INFO" not in line]
+    said = [line for line in output.splitlines() if line.startswith("[lighting_node-") and "INFO" not in line]
     assert len(said) == 1, output
     assert "/nowhere.yaml" in said[0]
     assert "[lighting_node-2]: process has died" in output

@@ -319,6 +319,27 @@ def test_a_camera_whose_stamps_hop_costs_no_sweep_and_no_other_camera(hop_ms: in
     assert feed.target.jumps_alone("rear") == 199
 
 
+def test_a_camera_that_ended_before_the_bag_did_is_waited_for_when_it_loops() -> None:
+    feed = Feed(pairing(cameras=("front", "rear"), silent_after_clouds=1000)).at(0)
+    for stamp_ms in range(0, 10_000, 100):
+        if stamp_ms <= 3000:
+            feed.image(stamp_ms, "rear")
+        feed.at(stamp_ms).image(stamp_ms).cloud(stamp_ms).at(stamp_ms + 100).poll()
+    feed.at(11_000).cloud(0).image(0).image(0, "rear")
+    assert feed.stamps()[-1] == (0, {"front": 0, "rear": 0})
+
+
+def test_loops_that_the_clock_tells_before_the_clouds_are_no_hopping_camera() -> None:
+    feed = Feed(pairing())
+    for loop in range(3):
+        feed.at(loop * 10_000).image(0)  # queued before the clock's jump was heard
+        feed.out += feed.target.reset()
+        for stamp_ms in range(100, 1000, 100):
+            feed.at(loop * 10_000 + stamp_ms).image(stamp_ms).cloud(stamp_ms)
+        assert feed.target.jumps_alone("front") == 0
+    assert len(feed.out) == 27
+
+
 def test_a_jump_forward_needs_no_flush() -> None:
     feed = Feed(pairing()).image(1000).cloud(1000).cloud(1100).image(3_600_000).cloud(3_600_000)
     assert feed.stamps() == [(1000, {"front": 1000}), (1100, {}), (3_600_000, {"front": 3_600_000})]

@@ -197,7 +197,7 @@ class NearestPairing:
         return self.poll(now_ns)
 
     def jumps_alone(self, camera: str) -> int:
-        """How often the stamps of `camera` have jumped back since the clouds' last did: 1 where a bag loops."""
+        """How often the stamps of `camera` have jumped back since the clouds' did: at most once where a bag loops."""
         return self._cameras[camera].jumps
 
     def add_info(self, camera: str, stamp_ns: int, item: Any, *, now_ns: int) -> list[Pair]:
@@ -219,7 +219,7 @@ class NearestPairing:
         pairs = self._begin_anew()
         for camera in self._cameras.values():
             camera.forget_images()
-            camera.before_jump_ns = None
+            camera.before_jump_ns, camera.jumps = None, 0
         return pairs
 
     def _begin_anew(self) -> list[Pair]:
@@ -234,7 +234,8 @@ class NearestPairing:
     def _follow_clouds(self, stamp_ns: int, now_ns: int) -> list[Pair]:
         """Begins anew when the stamps of the clouds jump back; the pairs that this sets free.
 
-        A camera has already followed if its stamps are nearer to this one than to the clouds' before.
+        A camera has already followed if its stamps have jumped too, or are where the clouds' are now, and are nearer to
+        this one than to the clouds' before.
         """
         last_ns = self._last_cloud_ns
         if last_ns is None or not self._is_jump(last_ns, stamp_ns):
@@ -242,11 +243,12 @@ class NearestPairing:
         images = {name: list(camera.images) for name, camera in self._cameras.items()}
         pairs = self._begin_anew()
         for name, camera in self._cameras.items():
-            camera.jumps = 0
+            has_jumped, camera.jumps = camera.jumps > 0, 0
             if camera.last_ns is None:
                 continue
             seen_ns = camera.last_ns - camera.offset_ns
-            if abs(seen_ns - stamp_ns) < abs(seen_ns - last_ns):
+            away_ns = abs(seen_ns - stamp_ns)
+            if away_ns < abs(seen_ns - last_ns) and (has_jumped or away_ns <= self._jump_threshold_ns):
                 camera.images = images[name]  # also those that a cloud from before the jump had no more use for
             else:
                 camera.before_jump_ns = camera.last_ns

@@ -19,7 +19,7 @@ from xmodal_seg.nodes.segmentation_settings import SegmentationNodeSettings
 from xmodal_seg.pairing import Pair, PairedImage
 from xmodal_seg.structures import Calibration, CameraView, Frame
 
-_WAIT_AGAIN_S = 2.0
+_PATIENCE, _WAIT_AGAIN_S = 3, 2.0
 
 ImageDecoder = Callable[[Any], NDArray[np.uint8]]
 
@@ -50,7 +50,7 @@ class FrameAssembler:
         self._extrinsics = extrinsics
         self._calibration_file = calibration_file
         self._decode_image = decode_image
-        self._waited_s: dict[str, float] = {}  # camera -> when its transform was last waited for in vain
+        self._misses: dict[str, tuple[int, float]] = {}  # camera -> waits in vain since a success, time of the last
 
     def __call__(self, pair: Pair) -> Assembled:
         """Raises ValueError if the sweep itself cannot be read."""
@@ -104,16 +104,16 @@ class FrameAssembler:
     def _pose(
         self, name: str, camera_frame: str, lidar_frame: str, stamp_ns: int, deadline_s: float
     ) -> NDArray[np.float64]:
-        """Waits, but for a transform that did not come now and then only: each sweep would be late for one camera."""
+        """Waits; after three waits in vain now and then only, or each sweep would be late for one camera."""
         now_s = time.monotonic()
-        waited_s = self._waited_s.get(name)
-        if waited_s is not None and now_s - waited_s < _WAIT_AGAIN_S:
+        misses, last_s = self._misses.get(name, (0, now_s))
+        if misses >= _PATIENCE and now_s - last_s < _WAIT_AGAIN_S:
             deadline_s = now_s
         try:
             matrix = self._extrinsics.lookup(camera_frame, lidar_frame, stamp_ns, deadline_s=deadline_s)
         except ValueError:
             if deadline_s > now_s:
-                self._waited_s[name] = time.monotonic()
+                self._misses[name] = misses + 1, time.monotonic()
             raise
-        self._waited_s.pop(name, None)
+        self._misses.pop(name, None)
         return matrix

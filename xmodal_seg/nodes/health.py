@@ -16,9 +16,9 @@ from xmodal_seg.nodes.segmentation_settings import SegmentationNodeSettings
 Level = Literal["OK", "WARN", "ERROR", "STALE"]
 _WINDOW = 50
 _LEAST_SWEEPS = 20  # before a share of them means something
-_INPUT_GAP_S = 1.0  # after a pause of the input, its last sweep is no longer waited for
-_MANY_JUMPS, _JUMP_MEMORY_S = 3, 10.0
-_MOST_LEFT_OUT = 0.5  # share of a sweep's points
+_INPUT_GAP_S = 5.0  # after a pause of the input, its last sweep is no longer waited for
+_MANY_JUMPS, _JUMP_MEMORY_S = 5, 5.0  # a bag that loops is longer
+_MOST_LEFT_OUT = 0.9  # share of a sweep's points; organised clouds have NaN where nothing came back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,7 @@ class Health:
             ahead = f"stamps are {-age_ms:.0f} ms ahead of this computer's clock"
             findings.append(("ERROR" if age_ms < -settings.error_input_age_ms else "WARN", ahead))
         left_out = float(np.median(self._left_out)) if self._left_out else 0.0
-        if left_out > _MOST_LEFT_OUT:
+        if left_out > _MOST_LEFT_OUT and settings.point_scope == "all":
             why = "no sweep has any, or they are not finite or too far (metres expected)"
             findings.append(("WARN", f"{100 * left_out:.0f} % of the points are left out: {why}"))
         if len(self._jumped_s) == _MANY_JUMPS and now_s - self._jumped_s[0] <= _JUMP_MEMORY_S:

@@ -92,8 +92,8 @@ class LightingInput:
                 return []
             since = "yet" if self._came_s is None else f"for {silent_s:.0f} s"
             return [
-                f"lighting: nothing heard {since}, so bank {self._selector.bank!r} stays (an empty lighting_topic says "
-                "that this is meant)"
+                f"lighting: nothing heard {since}, so bank {self._selector.bank!r} stays (if this is meant: "
+                "adaptation.mode off, or lighting_topic empty)"
             ]
 
     def close(self) -> None:

@@ -255,20 +255,21 @@ class LightingNode(LifecycleNode):
             return diagnostic_status(name=name, level="OK", message="no camera")
         with self._lock:
             cameras = configured.estimator.current(time.monotonic_ns())
+        recent = self._problems.recent(time.monotonic())
+        problems = [f"{source}: {problem.sentence}" for source, problem in recent.items()]
         if not cameras:
-            return diagnostic_status(name=name, level="STALE", message="no image yet")
+            return diagnostic_status(name=name, level="STALE", message="; ".join(problems) or "no image yet")
         unsure = [c for c in cameras if c.confidence < self.settings.estimator.min_confidence]
         said = [f"{c.name}: {c.condition}, lambda {c.guidance:.2f}" for c in cameras]
         said += [f"{c.name}: {', '.join(c.reasons)}" for c in unsure]
-        recent = self._problems.recent(time.monotonic())
-        said += [f"{source}: {problem.sentence}" for source, problem in recent.items()]
+        said += problems
         values = {
             "calibrated": configured.estimator.coefficients.calibrated,
             **{f"{camera} images": worker.handled for camera, worker in configured.workers.items()},
             **{f"{camera} skipped": worker.dropped for camera, worker in configured.workers.items()},
         }
         return diagnostic_status(
-            name=name, level="WARN" if unsure or recent else "OK", message="; ".join(said), values=values
+            name=name, level="WARN" if unsure or problems else "OK", message="; ".join(said), values=values
         )
 
 

@@ -336,7 +336,7 @@ class SegmentationNode(LifecycleNode):
         if busy_s > self.settings.error_frame_time_ms / 1e3:
             self._report("inference", "one frame takes longer than error_frame_time_ms", level="ERROR")
         notes = [] if configured.segmenter.trained else [UNTRAINED_WARNING]
-        if self._lighting is not None and self.settings.adaptation.mode != "off":
+        if self._lighting is not None and self.settings.cameras and self.settings.adaptation.mode != "off":
             notes += self._lighting.warnings()
         counters = {f"pairing {key}": str(count) for key, count in inputs.counters.items()}
         report = self._health.report(

@@ -17,6 +17,8 @@ from lightning_fabric import Fabric
 from torch import nn
 from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 
+from xmodal_seg.models.fixed_norm import FixedNorm
+
 
 def sum_over_processes(fabric: Fabric, tensor: torch.Tensor) -> torch.Tensor:
     """The sum of `tensor` over all processes, in each of them."""
@@ -39,9 +41,10 @@ def sum_gradients(fabric: Fabric, parameters: Iterable[nn.Parameter]) -> None:
 
 
 def average_buffers(fabric: Fabric, model: nn.Module) -> None:
-    """Replace running statistics by their mean over all processes."""
+    """Replace running statistics by their mean over all processes; fixed ones are equal and stay as they are."""
     if fabric.world_size == 1:
         return
-    for buffer in model.buffers():
+    running = (module for module in model.modules() if not isinstance(module, FixedNorm))
+    for buffer in (buffer for module in running for buffer in module.buffers(recurse=False)):
         if buffer.is_floating_point():
             buffer.copy_(sum_over_processes(fabric, buffer.clone()) / fabric.world_size)

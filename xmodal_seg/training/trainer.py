@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 from lightning_fabric import Fabric, seed_everything
 from rich.console import Console
+from rich.progress import track
 
 from xmodal_seg.checkpoint import load_bank, load_checkpoint, save_checkpoint
 from xmodal_seg.metrics import ConfusionMatrix
@@ -245,7 +246,9 @@ class Trainer:
             feature_maps=self._sources.source_features if of_source else self._sources.target_features,
             every=-(-len(dataset) // MAX_FRAMES),
         )
-        return loader(batches, num_workers=data.num_workers)
+        items = loader(batches, num_workers=data.num_workers)
+        what = f"feature statistics of {dataset.name}"
+        return track(items, what, total=len(batches), console=self._console, disable=not self._is_first)
 
     def _stream(self, domain: Domain, dataset: FrameDataset, **extra: Any) -> DomainStream:
         data = self.recipe.data
