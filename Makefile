@@ -12,7 +12,7 @@ help: ## this list
 
 $(STAMP): setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(f"xmodal_seg needs Python 3.10 or newer; {sys.executable} is {v[0]}.{v[1]}: use make PYTHON=...") if v < (3, 10) else None'
-	@echo "Setting up $(VENV) (about 3 minutes and 7 GB, once)"
+	@echo "Setting up $(VENV) (about 3 minutes and 7 GB, 11 while it installs; once)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip wheel
 	$(BIN)/python -m pip install --quiet -e ".[$(EXTRAS)]"
