@@ -51,6 +51,10 @@ def rows(*, rounds: int = 2, repeats: int = 8) -> Iterator[dict[str, Any]]:
                     }
 
 
+def run() -> list[dict[str, Any]]:
+    return list(rows())
+
+
 @contextmanager
 def busy_processes(number: int) -> Iterator[None]:
     processes = [subprocess.Popen([sys.executable, "-c", _BUSY, str(os.getpid())]) for _ in range(number)]
