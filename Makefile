@@ -21,9 +21,7 @@ $(STAMP): setup.py
 demo: $(STAMP) ## label a bag (BAG=folder, else a generated one) with the real nodes; results in demo/
 	$(BIN)/python -m xmodal_seg.commands demo $(if $(BAG),--bag "$(BAG)") --out demo
 
-test: $(STAMP) ## every test that needs no GPU and no ROS installation
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+test: lint ## every test that needs no GPU and no ROS installation
 	$(BIN)/python -m pytest
 
 benchmark: $(STAMP) ## time per stage of a frame; writes test/benchmark/results/
@@ -35,6 +33,7 @@ check-dependencies: $(STAMP) ## that the dependency ranges resolve on Python 3.1
 lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy training/*.py test/benchmark/*.py
 
 clean: ## remove the environment and results of the demo
 	rm -rf $(VENV) demo build install log .pytest_cache .mypy_cache .ruff_cache

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from xmodal_seg.adaptation.adapter import OnlineAdapter
 from xmodal_seg.adaptation.driving import AdapterThread
 from xmodal_seg.adaptation.labelled_frames import gate_frames
-from xmodal_seg.adaptation.settings import AdaptationSettings, Mode
+from xmodal_seg.adaptation.settings import AdaptationSettings, GuardSettings, MemorySettings, Mode
 from xmodal_seg.config import ImageBackboneSettings, ModelSettings, load_settings
 from xmodal_seg.inference import Segmenter, resolve_device, untrained_settings
 from xmodal_seg.labels import NUSCENES_6
@@ -67,7 +67,8 @@ def run(
     segmenter = make_segmenter(target, networks)
     segmenter.warm_up(num_cameras=1)
     drive = [make_frame(number, num_points=num_points) for number in range(DIFFERENT_FRAMES)]
-    settings = AdaptationSettings(period_frames=period_frames, memory={"min_frames": 4}, guards={"settle_frames": 0})
+    memory, guards = MemorySettings(min_frames=4), GuardSettings(settle_frames=0)
+    settings = AdaptationSettings(period_frames=period_frames, memory=memory, guards=guards)
     if adaptation is not None:
         settings = load_settings(AdaptationSettings, adaptation)
     rows = []
@@ -89,8 +90,8 @@ def measure(
     rate_hz: float,
 ) -> dict[str, Any]:
     """Latencies and memory over `frames` frames at `rate_hz`."""
-    labelled = gate_frames(None, checkpoint=segmenter.folder, label_space=segmenter.label_space.name)
-    adapter = OnlineAdapter(segmenter=segmenter, settings=settings, labelled=labelled)
+    packaged = gate_frames(None, checkpoint=segmenter.folder, label_space=segmenter.label_space.name)
+    adapter = OnlineAdapter(segmenter=segmenter, settings=settings, labelled=packaged)
     busy = [False]
     thread = AdapterThread(
         adapter, device=device, idle=lambda: not busy[0], num_threads=settings.num_threads, min_interval_s=0.0

@@ -26,7 +26,7 @@ from torch import nn
 
 from xmodal_seg.structures import Batch
 from xmodal_seg.training.recipe import Recipe, compose
-from xmodal_seg.training.run import make_trainer
+from xmodal_seg.training.run import make_trainer, set_up
 from xmodal_seg.training.steps import source_step, target_step
 from xmodal_seg.training.streams import loader
 from xmodal_seg.training.trainer import Trainer
@@ -80,10 +80,10 @@ def run(*, repeats: int = 20, root: Path | None = None) -> list[dict[str, Any]]:
     """One row per variant; ratios are to the first."""
     with tempfile.TemporaryDirectory() as temporary:
         data = root or Path(temporary) / "data"
-        rows = []
+        rows: list[dict[str, Any]] = []
         for name, (method, *overrides) in VARIANTS.items():
-            recipe = recipe_of(method, data, overrides)
-            trainer = make_trainer(recipe, Path(temporary) / method / str(len(rows)), console=Console(quiet=True))
+            setup = set_up(recipe_of(method, data, overrides))
+            trainer = make_trainer(setup, Path(temporary) / method / str(len(rows)), console=Console(quiet=True))
             rows.append({"": name, **measure(trainer, repeats=repeats)})
         for row in rows:
             row["step / first"] = row["step"] / rows[0]["step"]

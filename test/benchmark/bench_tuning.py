@@ -18,7 +18,7 @@ import torch
 from bench_training import recipe_of
 from rich.console import Console
 
-from xmodal_seg.training.run import make_trainer
+from xmodal_seg.training.run import make_trainer, set_up
 from xmodal_seg.training.steps import source_step
 from xmodal_seg.training.trainer import Trainer
 
@@ -37,11 +37,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 def run(*, repeats: int = 8) -> list[dict[str, Any]]:
     """One row per variant; ratios are to the second, which computes the same features without tuning."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         for name, (method, *overrides) in VARIANTS.items():
             recipe = recipe_of(method, Path(temporary) / "data", overrides)
-            trainer = make_trainer(recipe, Path(temporary) / str(len(rows)), console=Console(quiet=True))
+            trainer = make_trainer(set_up(recipe), Path(temporary) / str(len(rows)), console=Console(quiet=True))
             rows.append({"": name, **measure(trainer, repeats=repeats)})
     for row in rows:
         row["step / on the fly"] = row["step"] / rows[1]["step"]

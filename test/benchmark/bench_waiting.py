@@ -93,7 +93,8 @@ def measure(repeats: int) -> list[float]:
     frame = Frame(points=points, intensity=np.zeros(len(points), dtype=np.float32), cameras=(camera,))
     segmenter = Segmenter.load(None, device="cpu")
     segmenter.predict(frame)
-    times, began_s = [], time.perf_counter()
+    times: list[float] = []
+    began_s = time.perf_counter()
     while len(times) < repeats and (not times or time.perf_counter() - began_s < 10):
         start_s = time.perf_counter()
         segmenter.predict(frame)
