@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Fast DDS's defaults serve small messages within one process. LARGE_DATA, which tests of large ones set themselves,
     # adds TCP, and a process that makes and destroys dozens of participants over TCP deadlocks in Fast DDS 3.2.
     os.environ.pop("FASTDDS_BUILTIN_TRANSPORTS", None)
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # sums of another number of threads differ in their last bits
     sleep_while_waiting()  # the nodes that tests start
 
 
@@ -59,6 +59,16 @@ def real_data() -> Path:
     path = Path(folder)
     assert path.is_dir(), f"XMODAL_SEG_DATA: {folder} is not a folder"
     return path
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training task's four parts, tiny."""
+    from tiny_world import write_tiny_world
+
+    root = tmp_path_factory.mktemp("world")
+    write_tiny_world(root)
+    return root
 
 
 @pytest.fixture

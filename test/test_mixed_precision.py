@@ -9,19 +9,10 @@ import pytest
 import torch
 from rich.console import Console
 from test_module_gate import gate_recipe, rows_of
-from tiny_world import write_tiny_world
 
 from xmodal_seg.training.data.tasks import open_domains
 from xmodal_seg.training.recipe import Recipe
 from xmodal_seg.training.trainer import Trainer, build_fabric, build_model
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("world")
-    write_tiny_world(root)
-    return root
 
 
 def trainer_of(recipe: Recipe, precision: str, out: Path) -> Trainer:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
-from tiny_world import tiny_recipe, tiny_vfm, write_tiny_world
+from tiny_world import tiny_recipe, tiny_vfm
 
 from xmodal_seg.checkpoint import backbone_state, bank_state, load_checkpoint
 from xmodal_seg.models.tuning.selection import ModuleKey
@@ -44,14 +44,6 @@ TUNING = {
     "samples": 3,
     "max_swaps": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)
-    root = tmp_path_factory.mktemp("world")
-    write_tiny_world(root)
-    return root
 
 
 def gate_recipe(world: Path, *, steps: int = 12, **tuning: Any) -> Recipe:

@@ -37,7 +37,6 @@ import train
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny world, and recipes beside it: the real methods on tiny networks."""
-    torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("world")
     write_tiny_world(root)
     recipes = root / "recipes"

@@ -5,7 +5,15 @@ import pytest
 import torch
 from helpers import full_disk
 
-from xmodal_seg.tensor_files import check_tensors, copy_tensors, hash_tensors, read_tensors, write_tensors, write_text
+from xmodal_seg.tensor_files import (
+    check_tensors,
+    copy_tensors,
+    hash_tensors,
+    read_tensors,
+    write_tensor_file,
+    write_tensors,
+    write_text,
+)
 
 TENSORS = {
     "weight": torch.arange(12.0).reshape(3, 4).t(),  # not contiguous
@@ -41,6 +49,8 @@ def test_a_disk_without_room_is_told_and_nothing_is_left_on_it(tmp_path):
     with full_disk(), pytest.raises(OSError, match="File too large") as caught:
         write_tensors(tmp_path, "bank_day", TENSORS)
     assert str(tmp_path / "bank_day") in str(caught.value)
+    with full_disk(), pytest.raises(OSError, match=r"stand_in\.safetensors"):
+        write_tensor_file(tmp_path / "stand_in.safetensors", TENSORS)
     with full_disk(), pytest.raises(OSError, match="File too large"):
         write_text(tmp_path / "index.json", 300 * "x")
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from rich.console import Console
-from tiny_world import tiny_recipe, tiny_vfm, write_tiny_world
+from tiny_world import tiny_recipe, tiny_vfm
 from two_process_step import SETTINGS
 
 from xmodal_seg.checkpoint import bank_state, load_checkpoint
@@ -30,14 +30,6 @@ from xmodal_seg.training.trainer import NonFiniteLossError, Trainer, build_model
 
 HERE = Path(__file__).parent
 QUIET = Console(quiet=True)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.set_num_threads(1)  # sums of another number of threads differ in their last bits
-    root = tmp_path_factory.mktemp("world")
-    write_tiny_world(root)
-    return root
 
 
 def make_trainer(recipe: Recipe, out: Path) -> Trainer:

@@ -27,15 +27,20 @@ def write_tensors(folder: Path, stem: str, tensors: Mapping[str, torch.Tensor]) 
     Raises OSError, and leaves nothing behind, where the disk refuses.
     """
     with _temporary(folder, stem) as temporary:
-        try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-        except SafetensorError as error:  # a class of its own, also for a disk that is full
-            raise OSError(f"{folder / stem}: could not be written: {error}") from error
-        temporary.chmod(_MODE)  # safetensors leaves it to its owner alone
+        _save(tensors, temporary, target=folder / stem)
         sha256 = _hash_file(temporary)
         target = folder / f"{stem}.{sha256[:_HASH_DIGITS]}.safetensors"
         _replace(temporary, target)
     return {"file": target.name, "sha256": sha256}
+
+
+def write_tensor_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> str:
+    """Replace the file in one step and return its SHA-256. Raises OSError where the disk refuses."""
+    with _temporary(path.parent, path.name) as temporary:
+        _save(tensors, temporary, target=path)
+        sha256 = _hash_file(temporary)
+        _replace(temporary, path)
+    return sha256
 
 
 def read_tensors(folder: Path, entry: Mapping[str, str], *, device: torch.device) -> Tensors:
@@ -109,6 +114,14 @@ def _temporary(folder: Path, name: str) -> Iterator[Path]:
         yield path
     finally:
         path.unlink(missing_ok=True)
+
+
+def _save(tensors: Mapping[str, torch.Tensor], temporary: Path, *, target: Path) -> None:
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+    except SafetensorError as error:  # a class of its own, also for a disk that is full
+        raise OSError(f"{target}: could not be written: {error}") from error
+    temporary.chmod(_MODE)  # safetensors leaves it to its owner alone
 
 
 def _replace(temporary: Path, target: Path) -> None:

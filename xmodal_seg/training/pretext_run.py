@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import math
 import os
@@ -16,12 +15,11 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
 from torch import nn
 
 from xmodal_seg.config import ImageBackboneSettings
 from xmodal_seg.models.image_backbone import cell_channels, cells_of, create_timm_model, patch_tokens
-from xmodal_seg.tensor_files import write_text
+from xmodal_seg.tensor_files import write_tensor_file, write_text
 from xmodal_seg.training.pretext import ObjectiveWeights, PretextHeads, pretext_losses, weighted_sum
 from xmodal_seg.training.pretext_batches import CELL_PX, ViewStream, make_batch
 from xmodal_seg.training.pretext_recipe import PretextRecipe
@@ -223,18 +221,13 @@ def rate(progress: float, *, warmup: float) -> float:
 def export(trainer: PretextTrainer, path: Path) -> None:
     """Write the network alone in float16 as `path` (.safetensors) and what it is beside it (.json).
 
-    Raises ValueError for another file name ending.
+    Raises ValueError for another file name ending and OSError where the disk refuses.
     """
     if path.suffix != ".safetensors":
         raise ValueError(f"export: expected a file that ends in .safetensors, got {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    weights = {
-        name: tensor.detach().half().contiguous() for name, tensor in trainer.network.network.state_dict().items()
-    }
-    save_file(weights, temporary)
-    temporary.chmod(0o644)  # a shipped file is read by other users too
-    temporary.replace(path)
+    weights = {name: tensor.half() for name, tensor in trainer.network.network.state_dict().items()}
+    sha256 = write_tensor_file(path, weights)
     recipe = trainer.recipe
     facts = {
         "what": WHAT_IT_IS,
@@ -244,7 +237,7 @@ def export(trainer: PretextTrainer, path: Path) -> None:
         "steps": trainer.step,
         "images": trainer.images,
         "minutes": round(trainer.elapsed_s / 60, 1),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": sha256,
         "recipe_hash": recipe.digest(),
         "recipe": recipe.model_dump(mode="json"),
     }
