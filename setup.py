@@ -22,7 +22,7 @@ CORE = [
     # CPU and GPU; the newest spconv-cu120 wheels are for Python 3.11, so Ubuntu 24.04 (Jazzy, Kilted) takes cu126.
     'spconv-cu120>=2.3.6; python_version < "3.12"',
     'spconv-cu126>=2.3.8; python_version >= "3.12"',
-    "timm>=1.0.20",
+    "timm>=1.0.31",  # the first with C-RADIO
     "opencv-python-headless>=4.10",
     "safetensors>=0.4.3",
     "pydantic>=2.7",

@@ -124,6 +124,19 @@ def test_xmudas_rows_have_xmudas_lambdas(shift: str) -> None:
         assert (losses.lambda_source, losses.lambda_target) == expected
 
 
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("method", ["source_only", "target_only", "xmuda", "xmuda_fuse"])
+def test_xmudas_networks_see_xmudas_images(shift: str, method: str) -> None:
+    settings = compose(ROOT / "training" / "recipes", shift=shift, method=method, size="full")
+    is_nuscenes = shift.startswith("nuscenes")
+    crop = None if is_nuscenes else (302, 480)
+    assert settings.model.preprocess.image_size == ((225, 400) if is_nuscenes else (370, 1226))
+    assert (settings.data.image_size_source, settings.data.image_size_target_train) == (crop, crop)
+    assert (settings.optim.batch_size, settings.precision) == (8, "32-true")
+    small = compose(ROOT / "training" / "recipes", shift=shift, method=method, size="small")
+    assert small.model.preprocess == recipe(shift, "small").model.preprocess
+
+
 def test_paper_table() -> None:
     averages = {"Source": 49.2, "Target": 71.8, "xMUDA": 54.5, "Ours": 67.2, "Ours PL": 69.0, "UniDSeg": 62.5}
     for row, average in averages.items():

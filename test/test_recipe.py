@@ -214,6 +214,14 @@ def test_unknown_part_of_a_file(tmp_path: Path) -> None:
         (tmp_path / folder / f"{'small' if folder == 'sizes' else 'a'}.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ValueError, match="image_network 'vfm' is not in"):
         compose(tmp_path, shift="a", method="a", size="small")
+    (tmp_path / "sizes" / "small.yaml").write_text("image_networks: {vfm: {}}", encoding="utf-8")
+    for text, message in (
+        ("smal: {}", r"a\.yaml: image_networks: smal: unknown \(did you mean 'small'\?\); expected small, full"),
+        ("small: {unet: {}}", r"a\.yaml: image_networks: unet: unknown; expected vfm"),
+    ):
+        (tmp_path / "shifts" / "a.yaml").write_text(f"small: {{}}\nimage_networks: {{{text}}}", encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            compose(tmp_path, shift="a", method="a", size="small")
     (tmp_path / "methods" / "a.yaml").write_text("recipes: {}", encoding="utf-8")
     with pytest.raises(ValueError, match=r"recipes: unknown key \(did you mean 'recipe'\?\)"):
         compose(tmp_path, shift="a", method="a", size="small")

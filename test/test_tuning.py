@@ -28,9 +28,10 @@ from xmodal_seg.training.lora_merging import merge_lora, merged_model
 LABELS = LabelSpace(name="five", class_names=tuple("abcde"), colours=tuple((i, 2 * i, 3 * i) for i in range(5)))
 WIDTHS = {"rank": 3, "adapter_width": 5, "frequency_width": 4, "low_pass": 0.5}
 TINY = {"depth": 3, "embed_dim": 24, "num_heads": 2}
+SWIN = "swin_tiny_patch4_window7_224"
 # Of timm's ViTs: plain, without and with four registers, layer scale, a convolutional stem, pre-norm without biases,
-# norms behind attention and MLP, rotary embeddings (one for all blocks, and one each), a gated MLP, and query and value
-# with projections of their own.
+# norms behind attention and MLP, rotary embeddings (one for all blocks, and one each), a gated MLP, query and value with
+# projections of their own, and embeddings made for any grid.
 NETWORKS = [
     pytest.param("vit_tiny_patch16_224", {}, id="class token"),
     pytest.param("vit_small_patch14_reg4_dinov2.lvd142m", {"img_size": 56}, id="registers, layer scale"),
@@ -41,6 +42,8 @@ NETWORKS = [
     pytest.param("vit_small_patch16_dinov3.lvd1689m", {}, id="DINOv3"),
     pytest.param("vit_small_patch16_rope_mixed_224", {"num_heads": 2}, id="mixed rope"),
     pytest.param("eva02_base_patch14_224", {}, id="EVA-02"),
+    pytest.param("naflexvit_large_patch16_radio_v3.c_radio", {}, id="NaFlex"),
+    pytest.param("naflexvit_base_patch16_gap", {"rope_type": "axial"}, id="NaFlex, rope"),
 ]
 
 
@@ -439,8 +442,8 @@ def test_a_word_stands_for_its_kind() -> None:
             "'adapter' needs blocks with one attention and one MLP after it, those of .* are ParallelThingsBlock",
         ),
         (
-            lambda: tuned("lora", name="naflexvit_base_patch16_gap"),
-            "'lora' needs a VisionTransformer or Eva of timm, 'naflexvit_base_patch16_gap' is a NaFlexVit",
+            lambda: TunedViT(settings=ImageBackboneSettings(name=SWIN, weights="none", tuning="lora")),
+            f"'lora' needs a VisionTransformer, Eva or NaFlexVit of timm, '{SWIN}' is a SwinTransformer",
         ),
     ],
 )

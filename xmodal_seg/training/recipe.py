@@ -6,6 +6,7 @@ A recipe is composed of parts of three files, each laid over the former ones, an
     sizes/<size>.yaml      `recipe`: steps, rates, widths
     shifts/<shift>.yaml    `every_size`, then the part of that size: the data and what goes with them
     sizes/<size>.yaml      of `image_networks` the one that the method names
+    shifts/<shift>.yaml    of `image_networks` that one in that size: what only rows with this network have on this shift
     methods/<method>.yaml  `recipe`: heads, fusion and loss terms, a row of the tables
     shifts/<shift>.yaml    of `methods` the one of that name: what only this row has on this shift
 """
@@ -13,7 +14,7 @@ A recipe is composed of parts of three files, each laid over the former ones, an
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from xmodal_seg.training.recipe_settings import Recipe
+
+SIZES = ("small", "full")
+_SHIFT_PARTS = ("every_size", "image_networks", "methods")
 
 
 def compose(recipes: Path, *, shift: str, method: str, size: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -30,7 +34,7 @@ def compose(recipes: Path, *, shift: str, method: str, size: str, overrides: Seq
     """
     size_file, size_parts = _parts(recipes / "sizes", size, known=("recipe", "image_networks"))
     method_file, method_parts = _parts(recipes / "methods", method, known=("recipe", "image_network"))
-    shift_file, shift_parts = _parts(recipes / "shifts", shift, known=("every_size", "small", "full", "methods"))
+    shift_file, shift_parts = _parts(recipes / "shifts", shift, known=(*_SHIFT_PARTS, *SIZES))
     if size not in shift_parts:
         raise ValueError(f"{shift_file}: has no part {size!r}; it has {', '.join(shift_parts)}")
     network = method_parts.get("image_network")
@@ -42,6 +46,7 @@ def compose(recipes: Path, *, shift: str, method: str, size: str, overrides: Seq
         shift_parts.get("every_size"),
         shift_parts[size],
         networks[network],
+        _of_network(shift_file, shift_parts.get("image_networks") or {}, size=size, network=network, known=networks),
         method_parts.get("recipe"),
         (shift_parts.get("methods") or {}).get(method),
     )
@@ -108,6 +113,18 @@ def _parts(folder: Path, name: str, *, known: Sequence[str]) -> tuple[Path, dict
     return path, parts
 
 
+def _of_network(
+    path: Path, by_size: Mapping[str, Any], *, size: str, network: str, known: Collection[str]
+) -> Mapping[str, Any]:
+    """The layer of a shift for one image network in one size; ValueError for a size or network that there is none of."""
+    for part, expected in ((by_size, SIZES), (by_size.get(size) or {}, known)):
+        for name in part:
+            if name not in expected:
+                nearest = _nearest(name, expected)
+                raise ValueError(f"{path}: image_networks: {name}: unknown{nearest}; expected {', '.join(expected)}")
+    return (by_size.get(size) or {}).get(network) or {}
+
+
 def _override(text: str) -> dict[str, Any]:
     """'optim.lr.point=3e-3' -> {'optim': {'lr': {'point': 0.003}}}; values are YAML, floats may lack the dot."""
     key, equals, value = text.partition("=")
@@ -144,6 +161,6 @@ def _known_keys(location: Sequence[Any]) -> list[str]:
     return sorted(cls.model_fields)
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
+def _nearest(name: str, known: Collection[str]) -> str:
     matches = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return f" (did you mean {matches[0]!r}?)" if matches else ""

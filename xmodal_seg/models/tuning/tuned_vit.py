@@ -37,7 +37,7 @@ class TunedViT(ImageBackbone):
     modules are on; a checkpoint's banks hold it with the modules.
 
     Raises ValueError for what FrozenViT refuses, for a network whose blocks have no attention and MLP to attach to or
-    that is neither a `VisionTransformer` nor an `Eva` (DINOv3, EVA-02, Perception Encoder) of timm, and for a `top_k`
+    that is no `VisionTransformer`, `Eva` (DINOv3, EVA-02, Perception Encoder) or `NaFlexVit` of timm, and for a `top_k`
     beyond the number of modules.
     """
 
@@ -109,7 +109,7 @@ class TunedViT(ImageBackbone):
         check_image_size(self, images)
         self._activate()
         network = self.network
-        height, width = network.patch_embed.dynamic_feat_size(tuple(images.shape[-2:]))
+        height, width = (size // self.patch_size for size in images.shape[-2:])
         tokens, ropes = _embedded(network, (images - self.mean) / self.std)
         for block, tuned, rope in zip(network.blocks, self.tuned_blocks, ropes, strict=True):
             tokens = self._run(tuned, block, tokens, (height, width), rope)
@@ -181,23 +181,31 @@ class _TunedBlock(nn.Module):
 def _embedded(network: Any, images: torch.Tensor) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
     """Normalised images -> tokens as they enter the first block, and each block's rotary embedding, if any."""
     from timm.models.eva import Eva
+    from timm.models.naflexvit import NaFlexVit
 
-    tokens, rope = network.patch_embed(images), None
-    if isinstance(network, Eva):
-        tokens, rope = network._pos_embed(tokens)
+    rope = None
+    if isinstance(network, NaFlexVit):
+        embedded = network._forward_embeds(images, None, None, None)
+        tokens, rope, is_mixed = embedded["patches"], embedded["rope_embeds"], network.rope_is_mixed
+    elif isinstance(network, Eva):
+        tokens, rope = network._pos_embed(network.patch_embed(images))
+        tokens, is_mixed = network.norm_pre(tokens), network.rope_mixed
     else:
-        tokens = network.patch_drop(network._pos_embed(tokens))
-    by_block: Any = rope if rope is not None and network.rope_mixed else [rope] * len(network.blocks)
-    return network.norm_pre(tokens), by_block
+        tokens, is_mixed = network.norm_pre(network.patch_drop(network._pos_embed(network.patch_embed(images)))), False
+    by_block: Any = rope if rope is not None and is_mixed else [rope] * len(network.blocks)
+    return tokens, by_block
 
 
 def _check_blocks(network: Any, settings: ImageBackboneSettings) -> None:
     from timm.models.eva import Eva
+    from timm.models.naflexvit import NaFlexVit
     from timm.models.vision_transformer import VisionTransformer
 
     what = f"image_backbone.tuning: {settings.tuning.kind!r} needs"
-    if not isinstance(network, VisionTransformer | Eva):
-        raise ValueError(f"{what} a VisionTransformer or Eva of timm, {settings.name!r} is a {type(network).__name__}")
+    if not isinstance(network, VisionTransformer | Eva | NaFlexVit):
+        raise ValueError(
+            f"{what} a VisionTransformer, Eva or NaFlexVit of timm, {settings.name!r} is a {type(network).__name__}"
+        )
     for block in network.blocks:
         attention, mlp = getattr(block, "attn", None), getattr(block, "mlp", None)
         if attention is None or mlp is None:
