@@ -20,8 +20,9 @@ CORE = [
     "numpy>=1.23",
     "torch>=2.3",
     # CPU and GPU; the newest spconv-cu120 wheels are for Python 3.11, so Ubuntu 24.04 (Jazzy, Kilted) takes cu126.
-    'spconv-cu120>=2.3.6; python_version < "3.12"',
-    'spconv-cu126>=2.3.8; python_version >= "3.12"',
+    # There are none for ARM: on a Jetson spconv is built from source, and a requirement of these would be in its way.
+    'spconv-cu120>=2.3.6; python_version < "3.12" and platform_machine != "aarch64"',
+    'spconv-cu126>=2.3.8; python_version >= "3.12" and platform_machine != "aarch64"',
     "timm>=1.0.31",  # the first with C-RADIO
     "opencv-python-headless>=4.10",
     "safetensors>=0.4.3",

@@ -32,6 +32,7 @@ ARGUMENTS = {
     "calibration_file": ("", "YAML with camera poses (and intrinsics) where transforms or CameraInfo are missing"),
     "checkpoint": ("", "checkpoint folder, or the name of a shipped one; else nuscenes"),
     "device": ("", "auto, cpu, cuda or cuda:N"),
+    "precision": ("", "of image network and fusion: float32, or bfloat16 for a GPU"),
     "lighting": ("true", "also start the lighting node, whose estimates choose the weight bank"),
     "lighting_params_file": (
         str(SHARE / "config/nodes/lighting_node.param.yaml"),
@@ -51,6 +52,7 @@ ARGUMENTS = {
 # s; launch's own 5 are less than the 10 that the segmentation node gives a frame in work, and then it has still to end.
 SIGTERM_TIMEOUT = LaunchConfiguration("sigterm_timeout", default="15")
 RESTART_S = 2.0
+GPU_LOST = 75  # exit code of a segmentation node whose process can compute nothing more on its GPU
 # What the lighting node has as well, under the same name.
 SHARED = ("cameras", "image_topics", "image_transport", "points_topic", "reliability", "use_sim_time", "autostart")
 LISTS = ("cameras", "image_topics", "camera_info_topics", "camera_frames")
@@ -63,6 +65,7 @@ STRINGS = (
     "calibration_file",
     "checkpoint",
     "device",
+    "precision",
 )
 NUMBERS = ("intensity_min", "intensity_max")
 FLAGS = ("use_sim_time", "autostart")
@@ -81,17 +84,6 @@ def make_nodes(context: LaunchContext) -> list:
     """The nodes with the parameters that were given, lighting and RViz if asked for."""
     refuse_misspelt(context.launch_configurations)
     values = {name: context.perform_substitution(LaunchConfiguration(name)) for name in ARGUMENTS}
-    node = Node(
-        package="xmodal_seg",
-        executable="segmentation_node",
-        name="xmodal_seg",
-        namespace=values["namespace"],
-        parameters=[values["params_file"], parameter_overrides(values)],
-        arguments=["--ros-args", "--log-level", values["log_level"]],
-        output="screen",
-        sigterm_timeout=SIGTERM_TIMEOUT,
-        on_exit=Shutdown(reason="the segmentation node has ended"),
-    )
     rviz = Node(
         package="rviz2",
         executable="rviz2",
@@ -101,7 +93,28 @@ def make_nodes(context: LaunchContext) -> list:
     )
     optional = {"lighting": make_lighting(values), "rviz": rviz}
     asked_for = [action for name, action in optional.items() if to_bool(name, values[name])]
-    return [*large_message_transport(), node, *asked_for]
+    return [*large_message_transport(), make_segmentation(values), *asked_for]
+
+
+def make_segmentation(values: dict[str, str]) -> Node:
+    """Without it there is nothing to launch; one that lost its GPU is started again."""
+
+    def ended(event: ProcessExited, context: LaunchContext) -> list:
+        if event.returncode == GPU_LOST and not context.is_shutdown:
+            return [TimerAction(period=RESTART_S, actions=[make_segmentation(values)])]
+        return [Shutdown(reason="the segmentation node has ended")]
+
+    return Node(
+        package="xmodal_seg",
+        executable="segmentation_node",
+        name="xmodal_seg",
+        namespace=values["namespace"],
+        parameters=[values["params_file"], parameter_overrides(values)],
+        arguments=["--ros-args", "--log-level", values["log_level"]],
+        output="screen",
+        sigterm_timeout=SIGTERM_TIMEOUT,
+        on_exit=ended,
+    )
 
 
 def make_lighting(values: dict[str, str]) -> Node:

@@ -20,7 +20,7 @@ PACKAGE = "xmodal_seg"
 
 # A file may import from its own layer and from those above it in this list.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("structures", "labels", "voxels", "losses", "tensor_files", "openmp"),
+    ("structures", "labels", "voxels", "losses", "tensor_files", "openmp", "devices"),
     ("geometry", "config", "metrics", "transforms", "faults"),
     ("preprocess", "models", "messages", "calibration_file", "pairing", "visualize"),
     ("checkpoint", "bag_files", "bag_topics", "bag_writing"),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -369,7 +370,8 @@ def test_a_node_that_cannot_start_ends_the_demo_with_its_reason(
     bag: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = demo_input(bag)
-    parameters = demo.node_parameters(given, checkpoint=str(tmp_path / "nothing"), device="cpu")
+    arguments = argparse.Namespace(checkpoint=str(tmp_path / "nothing"), device="cpu", precision="float32")
+    parameters = demo.node_parameters(given, arguments)
     (tmp_path / "parameters.yaml").write_text(json.dumps(parameters))
     with pytest.raises(ValueError, match=r"segmentation_node ended early with exit code 1:[\s\S]*no checkpoint here"):
         demo.play_through_nodes(given, tmp_path)

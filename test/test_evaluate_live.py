@@ -150,7 +150,7 @@ def test_parameters_are_those_of_a_robot(home: Path, tmp_path: Path):
     given = prepare_input(str(home / "bag"), tmp_path)
     (tmp_path / "adaptation.yaml").write_text("mode: shadow\nsteps_per_turn: 2\nstep: {pull_back: 0}\n")
     chosen = {"adaptation": None, "labelled_frames": None}
-    arguments = Namespace(checkpoint=None, device="cpu", rate=3.0, lighting=None, **chosen)
+    arguments = Namespace(checkpoint=None, device="cpu", precision="bfloat16", rate=3.0, lighting=None, **chosen)
     off = live_parameters(given, arguments, mode="off")
     select = live_parameters(given, arguments, mode="select")
     arguments.adaptation, arguments.labelled_frames = str(tmp_path / "adaptation.yaml"), str(tmp_path)
@@ -168,6 +168,8 @@ def test_parameters_are_those_of_a_robot(home: Path, tmp_path: Path):
     assert adaptation["adaptation.labelled_frames"] == str(tmp_path)
     assert isinstance(adaptation["adaptation.step.pull_back"], float), "rcl tells 0 from 0.0"
     assert "/lighting" in on
+    segmentation = off["/xmodal_seg"]["ros__parameters"]
+    assert (segmentation["device"], segmentation["precision"]) == ("cpu", "bfloat16")
 
 
 @pytest.mark.ros
@@ -201,7 +203,7 @@ def test_a_drive_through_the_nodes(home: Path, tmp_path: Path):
 def test_a_node_that_cannot_start_ends_in_a_sentence(home: Path, tmp_path: Path):
     """Past the program's own look at the files, so that the lighting node is the first to miss one."""
     given = {"bag": str(home / "bag"), "checkpoint": str(home / "checkpoint"), "lighting": str(tmp_path / "none.yaml")}
-    chosen = {"device": "cpu", "rate": 1.0, "adaptation": None, "labelled_frames": None}
+    chosen = {"device": "cpu", "precision": "float32", "rate": 1.0, "adaptation": None, "labelled_frames": None}
     with pytest.raises(ValueError, match=r"lighting_node ended early with exit code 1:[\s\S]*none\.yaml"):
         play(Namespace(**given, **chosen), "select", tmp_path)
 

@@ -93,6 +93,21 @@ def test_a_trainable_image_network_belongs_to_its_bank(tmp_path: Path):
     np.testing.assert_array_equal(segmenter.predict(make_frame()).probability, alone.probability)
 
 
+def test_in_bfloat16_only_image_network_and_fusion_lose_digits(folder: Path):
+    exact, mixed = (Segmenter.load(folder, device="cpu", precision=each) for each in ("float32", "bfloat16"))
+    assert (exact.description[-6:], mixed.description[-18:]) == ("on cpu", "on cpu in bfloat16")
+    expected, labelled = exact.predict(make_frame(), keep=True), mixed.predict(make_frame(), keep=True)
+    assert expected.seen is not None
+    assert labelled.seen is not None
+    assert labelled.seen.feats_2d.dtype == torch.float32
+    assert not torch.equal(labelled.seen.feats_2d, expected.seen.feats_2d)
+    assert not np.array_equal(labelled.probability, expected.probability)
+    np.testing.assert_allclose(labelled.probability, expected.probability, atol=0.02)
+    assert (labelled.labels == expected.labels).mean() > 0.97
+    blind = replace(make_frame(), cameras=())  # the 3D head speaks alone
+    np.testing.assert_array_equal(mixed.predict(blind).probability, exact.predict(blind).probability)
+
+
 def test_warming_up_leaves_the_bank_in_use(segmenter: Segmenter):
     segmenter.use_bank("night")
     segmenter.warm_up(num_cameras=1)

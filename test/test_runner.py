@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+pytest.importorskip("rclpy", reason="rclpy is missing: it comes with ROS or with the extra pip-ros")
+
 from xmodal_seg.commands.processes import child
+from xmodal_seg.nodes.runner import GPU_LOST
 
 # PyDLL keeps the interpreter's lock while it sleeps, as rclpy does while it destroys a node.
 MODULE = """
@@ -27,6 +31,33 @@ class Hanging(Node):
 runner._TAKE_DOWN_S = 1
 sys.exit(runner.run_node(lambda: Hanging("hanging"), argv=None, finished=lambda _: True))
 """
+
+
+LOST = """
+import sys
+from rclpy.node import Node
+from xmodal_seg.nodes import runner
+
+def finished(node):
+    raise runner.GpuLostError("the GPU is lost to this process: CUDA error")
+
+def close(node):
+    if "stuck" in sys.argv:
+        raise RuntimeError("CUDA error: nothing can be freed either")
+
+sys.exit(runner.run_node(lambda: Node("lost"), argv=None, finished=finished, close=close))
+"""
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("arguments", [[], ["stuck"]])
+def test_a_node_that_lost_its_gpu_ends_with_a_code_that_launch_knows(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "lost_node.py").write_text(LOST)
+    command = [sys.executable, str(tmp_path / "lost_node.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == GPU_LOST, done.stderr
+    assert done.stderr.startswith("xmodal_seg: the GPU is lost to this process: CUDA error")
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.ros

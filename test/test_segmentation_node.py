@@ -19,6 +19,7 @@ from rclpy.parameter import Parameter
 from xmodal_seg.labels import UNLABELED
 from xmodal_seg.messages import decode_cloud
 from xmodal_seg.nodes import segmentation_node
+from xmodal_seg.nodes.runner import GpuLostError
 
 pytestmark = pytest.mark.ros
 MS = 1_000_000
@@ -293,3 +294,30 @@ def test_wrong_parameters_end_the_start_with_one_sentence(checkpoint: Path, para
     with pytest.raises(ValueError, match=word) as caught:
         Harness(checkpoint, **parameters)
     assert "\n" not in str(caught.value)
+
+
+def test_a_gpu_that_is_lost_ends_the_node_and_a_frame_that_fails_does_not(
+    start: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter([RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError("CUDA error: misaligned")])
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise next(errors)
+
+    monkeypatch.setattr(segmentation_node.Segmenter, "predict", fail, raising=True)
+    monkeypatch.setattr(segmentation_node.Segmenter, "warm_up", lambda *_, **__: None)
+    harness = start(cameras=[""])
+    harness.points.publish(make_cloud(START_NS))
+    harness.wait_for_status("mat1 and mat2")
+    assert not segmentation_node._check_gpu(harness.node)
+
+    harness.points.publish(make_cloud(START_NS + 100 * MS))
+    harness.wait_for_status("CUDA error: misaligned")
+    with pytest.raises(GpuLostError, match="the GPU is lost to this process: RuntimeError: CUDA error: misaligned"):
+        segmentation_node._check_gpu(harness.node)
+
+
+def test_a_gpu_that_stands_idle_is_told(start: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segmentation_node, "unused_gpu", lambda: "there is a GPU, but the CPU computes")
+    harness = start(cameras=[""], device="auto")
+    assert harness.wait_for_status("there is a GPU, but the CPU computes").level == b"\x01"

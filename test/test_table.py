@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_world import tiny_recipe
 
 from xmodal_seg.config import HeadSettings
 from xmodal_seg.training.table import Row, code_hash, columns_of, find_row, make_row, markdown, read_rows, stages_hash
 from xmodal_seg.training.table_classes import FIELDS as CLASS_FIELDS
 from xmodal_seg.training.table_classes import append_classes, classes_markdown
-from xmodal_seg.training.table_runs import CODE_FILE, Finished, Run, _in_pool, _note_code
+from xmodal_seg.training.table_runs import CODE_FILE, Finished, Run, _gpus, _in_pool, _note_code
 
 OURS = HeadSettings()
 XMUDA = HeadSettings(main=("2d", "3d"), mimic=(), ensemble=("2d", "3d"))
@@ -91,20 +92,25 @@ def test_a_run_names_all_code_that_it_has_seen(tmp_path: Path) -> None:
     assert _note_code(tmp_path) == f"older+{code_hash()}"
 
 
-def test_a_worker_does_not_outlive_a_killed_parent() -> None:
+def test_a_worker_sees_one_gpu_and_does_not_outlive_a_killed_parent() -> None:
     script = """
 import os, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from xmodal_seg.training.table_runs import _begin_worker
 if __name__ == "__main__":
-    how = {"mp_context": get_context("spawn"), "initializer": _begin_worker, "initargs": (os.getpid(),)}
+    context = get_context("spawn")
+    gpus = context.SimpleQueue()
+    gpus.put("5")
+    how = {"mp_context": context, "initializer": _begin_worker, "initargs": (os.getpid(), gpus)}
     with ProcessPoolExecutor(1, **how) as pool:
+        print(pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result(), flush=True)
         print(pool.submit(os.getpid).result(), flush=True)
         pool.submit(time.sleep, 600).result()
 """
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
+    assert parent.stdout.readline() == "5\n"
     worker = Path(f"/proc/{int(parent.stdout.readline())}/stat")
     assert _runs(worker)
 
@@ -124,6 +130,15 @@ def _runs(stat: Path) -> bool:
         return stat.read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+@pytest.mark.parametrize(("visible", "gpus"), [(None, ["0", "1"]), ("3,5", ["3", "5"]), ("", [""])])
+def test_gpus_that_workers_take_in_turn(visible: str | None, gpus: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert _gpus() == gpus
 
 
 def test_classes_have_a_line_each_once(tmp_path: Path) -> None:

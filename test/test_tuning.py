@@ -30,8 +30,8 @@ WIDTHS = {"rank": 3, "adapter_width": 5, "frequency_width": 4, "low_pass": 0.5}
 TINY = {"depth": 3, "embed_dim": 24, "num_heads": 2}
 SWIN = "swin_tiny_patch4_window7_224"
 # Of timm's ViTs: plain, without and with four registers, layer scale, a convolutional stem, pre-norm without biases,
-# norms behind attention and MLP, rotary embeddings (one for all blocks, and one each), a gated MLP, query and value with
-# projections of their own, and embeddings made for any grid.
+# norms behind attention and MLP, rotary embeddings (one for all blocks, and one each), a gated MLP, query and value
+# with projections of their own, and embeddings made for any grid.
 NETWORKS = [
     pytest.param("vit_tiny_patch16_224", {}, id="class token"),
     pytest.param("vit_small_patch14_reg4_dinov2.lvd142m", {"img_size": 56}, id="registers, layer scale"),

@@ -96,7 +96,8 @@ class ImageBackboneSettings(Settings):
 
     kind: Literal["timm", "radio", "unet"] = "timm"
     name: str = Field(
-        default="naflexvit_large_patch16_radio_v3.c_radio", description="timm model, or RADIO version such as radio_v2.5-l"
+        default="naflexvit_large_patch16_radio_v3.c_radio",
+        description="timm model, or RADIO version such as radio_v2.5-l",
     )
     weights: str = Field(
         default="hub", description="'hub' (download), 'none' (random; the checkpoint holds them), or a local file"

@@ -21,6 +21,7 @@ from xmodal_seg.config import (
     PointScope,
     PreprocessSettings,
 )
+from xmodal_seg.devices import Precision, resolve_device
 from xmodal_seg.labels import NUSCENES_6, UNLABELED, LabelSpace
 from xmodal_seg.models.segmenter import SegmentationModel
 from xmodal_seg.preprocess import prepare
@@ -29,6 +30,8 @@ from xmodal_seg.tensor_files import check_finite, copy_tensors
 
 DEFAULT_CHECKPOINT = "nuscenes"
 _UNTRAINED_SEED = 0
+# On a GPU as dense as a real sweep: spconv measures its kernels on the first one that it sees, and keeps to its choice.
+_WARM_UP_SWEEP = {"cuda": {"beams": 64, "columns": 1875}, "cpu": {"beams": 16, "columns": 225}}
 _LEAST_PROBABILITY = 1e-6  # of the best class, which softmax never goes below; an all-zero row: nothing is said
 
 
@@ -70,10 +73,12 @@ class Segmenter:
         model_version: str,
         trained: bool,
         point_scope: PointScope = "all",
+        precision: Precision = "float32",
         folder: Path | None = None,
     ) -> None:
         """Serve `bank` first, one of the names of `models`, which differ in nothing but their weights.
 
+        `precision` is that of image network and fusion; the 3D network and the heads' logits are float32 always.
         `folder` is that of the checkpoint, if the models are from one.
 
         Raises ValueError for another name, and if `point_scope` is 'all' and the model has no 3D head for points that
@@ -95,22 +100,32 @@ class Segmenter:
         # Gathered once: to go through a whole model takes longer than to copy what adapts.
         self._tensors = {name: bank_state(each) for name, each in self._models.items()}
         self._device = device
+        self._precision = precision
         self._settings = model.settings.preprocess.model_copy(update={"point_scope": point_scope})
 
     @classmethod
-    def load(cls, path: str | Path | None, *, device: str = "auto", point_scope: PointScope = "all") -> Segmenter:
+    def load(
+        cls,
+        path: str | Path | None,
+        *,
+        device: str = "auto",
+        point_scope: PointScope = "all",
+        precision: Precision = "float32",
+    ) -> Segmenter:
         """From a checkpoint folder or the name of a shipped one; None: nuscenes, or an untrained model without it.
 
         Raises ValueError for a damaged checkpoint and for a device that is not there.
         """
         target = resolve_device(device)
         if path is None and DEFAULT_CHECKPOINT not in SHIPPED_CHECKPOINTS:
-            return cls.untrained(device=target, point_scope=point_scope)
+            return cls.untrained(device=target, point_scope=point_scope, precision=precision)
         checkpoint = load_checkpoint(path or DEFAULT_CHECKPOINT, device=target)
-        return cls.from_checkpoint(checkpoint, device=target, point_scope=point_scope)
+        return cls.from_checkpoint(checkpoint, device=target, point_scope=point_scope, precision=precision)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, *, device: torch.device, point_scope: PointScope) -> Segmenter:
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, *, device: torch.device, point_scope: PointScope, precision: Precision = "float32"
+    ) -> Segmenter:
         """With all banks of a loaded checkpoint, the default one served first."""
         default = checkpoint.build_model()
         backbone = default.image_backbone
@@ -128,11 +143,14 @@ class Segmenter:
             model_version=checkpoint.content_hash[:12],
             trained=bool(checkpoint.metadata.get("trained", False)),
             point_scope=point_scope,
+            precision=precision,
             folder=checkpoint.path,
         )
 
     @classmethod
-    def untrained(cls, *, device: torch.device, point_scope: PointScope = "all") -> Segmenter:
+    def untrained(
+        cls, *, device: torch.device, point_scope: PointScope = "all", precision: Precision = "float32"
+    ) -> Segmenter:
         """A small model with random weights of a fixed seed: the whole path runs, the labels mean nothing."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_UNTRAINED_SEED)
@@ -145,6 +163,7 @@ class Segmenter:
             model_version="untrained",
             trained=False,
             point_scope=point_scope,
+            precision=precision,
         )
 
     @property
@@ -201,6 +220,7 @@ class Segmenter:
         return (
             f"version {self.model_version}, bank {self.bank}{besides}, {self.label_space.name} "
             f"({self.label_space.num_classes} classes), {settings.image_backbone.name}, on {self._device}"
+            f"{'' if self._precision == 'float32' else f' in {self._precision}'}"
         )
 
     def predict(self, frame: Frame, *, min_probability: float = 0.0, keep: bool = False) -> LabelledFrame:
@@ -214,7 +234,7 @@ class Segmenter:
         batch = prepare([frame], settings=self._settings, image_size=self._model.image_size)
         batch = batch.to(self._device, non_blocking=True)
         prepared_s = time.perf_counter()
-        with torch.inference_mode():
+        with torch.inference_mode(), self._autocast():
             feats_2d = self._model.image_feats(batch) if keep and self._model.image_backbone is not None else None
             predictions = self._model(batch, feats_2d=feats_2d)
             self._synchronize()
@@ -240,7 +260,7 @@ class Segmenter:
         served = self._bank
         for name in self.banks:
             self.use_bank(name)
-            self.predict(_warm_up_frame(num_cameras))
+            self.predict(_warm_up_frame(num_cameras, **_WARM_UP_SWEEP[self._device.type]))
         self.use_bank(served)
 
     def close(self) -> None:
@@ -261,24 +281,12 @@ class Segmenter:
             raise ValueError(f"no bank {bank!r}; the model has {', '.join(sorted(self._models))}")
         return bank
 
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._precision == "bfloat16")
+
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()  # not the adapter's stream beside it
-
-
-def resolve_device(name: str) -> torch.device:
-    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device that is there; ValueError otherwise."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device: {name!r} asked for, but torch sees {torch.cuda.device_count()} CUDA devices")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
-    return device
 
 
 def untrained_settings() -> ModelSettings:
@@ -332,10 +340,15 @@ def most_probable(probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return best, train_ids
 
 
-def _warm_up_frame(num_cameras: int) -> Frame:
-    """A flat square of points in front of cameras that all look forward."""
-    x, y = np.meshgrid(np.linspace(2, 30, 60), np.linspace(-15, 15, 60))
-    points = np.stack([x, y, np.full_like(x, -1.5)], axis=-1).reshape(-1, 3).astype(np.float32)
+def _warm_up_frame(num_cameras: int, *, beams: int, columns: int) -> Frame:
+    """A sweep over flat ground between the walls of a street, 24 m wide, and cameras that all look forward."""
+    down = np.linspace(-0.05, 0.43, beams)[:, None]  # rad below the horizon
+    azimuth = np.linspace(-np.pi, np.pi, columns, endpoint=False)
+    to_walls_m = np.minimum(40 / np.abs(np.cos(azimuth)), 12 / np.maximum(np.abs(np.sin(azimuth)), 1e-6))
+    to_ground_m = np.where(down > 0, 1.8 / np.tan(np.maximum(down, 1e-6)), np.inf)
+    distance_m = np.minimum(to_walls_m, to_ground_m)
+    xyz = (distance_m * np.cos(azimuth), distance_m * np.sin(azimuth), -distance_m * np.tan(down))
+    points = np.stack(xyz, axis=-1).reshape(-1, 3).astype(np.float32)
     calibration = Calibration(
         camera_matrix=np.array([[200.0, 0, 159.5], [0, 200.0, 89.5], [0, 0, 1]]),
         camera_T_lidar=np.array([[0.0, -1, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0], [0, 0, 0, 1]]),

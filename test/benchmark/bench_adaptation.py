@@ -31,7 +31,8 @@ from xmodal_seg.adaptation.driving import AdapterThread
 from xmodal_seg.adaptation.labelled_frames import gate_frames
 from xmodal_seg.adaptation.settings import AdaptationSettings, GuardSettings, MemorySettings, Mode
 from xmodal_seg.config import ImageBackboneSettings, ModelSettings, load_settings
-from xmodal_seg.inference import Segmenter, resolve_device, untrained_settings
+from xmodal_seg.devices import resolve_device
+from xmodal_seg.inference import Segmenter, untrained_settings
 from xmodal_seg.labels import NUSCENES_6
 from xmodal_seg.models.segmenter import SegmentationModel
 from xmodal_seg.structures import Calibration, CameraView, Frame

@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from node_harness import make_cloud, make_image, make_info
 
 from xmodal_seg.config import ImageBackboneSettings, ModelSettings
+from xmodal_seg.devices import resolve_device
 from xmodal_seg.geometry import project_frame
-from xmodal_seg.inference import decide, resolve_device, untrained_settings
+from xmodal_seg.inference import decide, untrained_settings
 from xmodal_seg.labels import NUSCENES_6
 from xmodal_seg.messages import calibration_from_camera_info, decode_cloud, decode_image
 from xmodal_seg.models.segmenter import SegmentationModel

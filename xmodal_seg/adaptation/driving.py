@@ -6,7 +6,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -36,7 +35,7 @@ class AdapterThread:
     Args:
         adapter: driven by nobody else.
         device: of its models.
-        idle: whether inference has nothing to do; on a CPU no forward pass begins while it is False.
+        idle: whether inference has nothing to do; no forward pass begins while it is False.
         num_threads: of torch, in this thread alone.
         min_interval_s: between two turns.
     """
@@ -51,7 +50,8 @@ class AdapterThread:
         min_interval_s: float,
     ) -> None:
         self._adapter = adapter
-        self._device = device
+        # One for good: what one stream has freed no other may take, so a new one each time would strand memory.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._idle = idle
         self._num_threads = num_threads
         self._min_interval_s = min_interval_s
@@ -70,8 +70,7 @@ class AdapterThread:
                 raise RuntimeError("adaptation: still at the turn it was in when it was stopped")
             return
         self._stopping.clear()
-        if self._device.type == "cpu":
-            self._adapter.before_forward = self._wait_until_idle
+        self._adapter.before_forward = self._wait_until_idle
         num_threads = torch.get_num_threads()
         self._has_own_threads.clear()
         self._thread = threading.Thread(target=self._run, name="adaptation", daemon=True)
@@ -93,7 +92,7 @@ class AdapterThread:
     def _run(self) -> None:
         torch.set_num_threads(self._num_threads)
         self._has_own_threads.set()
-        with self._stream():
+        with torch.cuda.stream(self._stream):
             while not self._stopping.is_set():
                 started_s = time.monotonic()
                 self._wait_until_idle()
@@ -109,11 +108,6 @@ class AdapterThread:
                 rest_s = self._min_interval_s - (time.monotonic() - started_s) if has_learned else _TURN_CHECK_S
                 self._stopping.wait(max(rest_s, 0.0))
 
-    def _stream(self) -> AbstractContextManager:
-        if self._device.type != "cuda":
-            return nullcontext()
-        return torch.cuda.stream(torch.cuda.Stream(self._device))
-
     def _wait_until_idle(self) -> None:
-        while self._device.type == "cpu" and not self._idle() and not self._stopping.is_set():
+        while not self._idle() and not self._stopping.is_set():
             time.sleep(_IDLE_CHECK_S)

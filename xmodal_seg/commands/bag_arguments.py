@@ -18,6 +18,16 @@ def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of image network and fusion; bfloat16 suits a GPU and a large image network (default: %(default)s)",
+    )
+
+
 def add_bag_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--points-topic", help="default: the one PointCloud2 topic without labels")
     parser.add_argument(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from xmodal_seg.commands.bag_arguments import add_checkpoint_argument
+from xmodal_seg.commands.bag_arguments import add_checkpoint_argument, add_device_arguments
 from xmodal_seg.commands.meeting import NotMetError, playback_has_ended, until_heard, until_they_meet
 from xmodal_seg.commands.processes import (
     Child,
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cameras", nargs="*", metavar="CAMERA", help="names or image topics (default: all)")
     parser.add_argument("--out", default="demo", metavar="FOLDER", help="where the results go (default: %(default)s)")
     add_checkpoint_argument(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    add_device_arguments(parser)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = prepare_input(arguments.bag, out, points_topic=arguments.points_topic, cameras=arguments.cameras)
     # Loaded here as well, only to know its classes and where it comes from; the node loads its own.
     segmenter = Segmenter.load(arguments.checkpoint, device="cpu")
-    parameters = node_parameters(given, checkpoint=arguments.checkpoint, device=arguments.device)
+    parameters = node_parameters(given, arguments)
     (out / "parameters.yaml").write_text(yaml.safe_dump(parameters, sort_keys=False), encoding="utf-8")
     cameras = ", ".join(camera.image for camera in given.topics.cameras)
     print(f"{given.path}: {given.num_sweeps} sweeps on {given.topics.points}, images on {cameras}", flush=True)
@@ -121,8 +121,8 @@ def prepare_input(
         )
 
 
-def node_parameters(given: Input, *, checkpoint: str | None, device: str) -> dict[str, Any]:
-    """Parameter file of both nodes."""
+def node_parameters(given: Input, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Parameter file of both nodes; of `arguments` it takes checkpoint, device and precision."""
     from xmodal_seg.bag_writing import LABELLED_TOPIC
 
     cameras = given.topics.cameras
@@ -140,8 +140,9 @@ def node_parameters(given: Input, *, checkpoint: str | None, device: str) -> dic
         "reliability": "reliable",
         "transform_timeout_s": 5.0,
         "camera_timeout_ms": 2000.0,  # the playback waits for each answer, so a busy computer must not cost an image
-        "checkpoint": checkpoint or "",
-        "device": device,
+        "checkpoint": arguments.checkpoint or "",
+        "device": arguments.device,
+        "precision": arguments.precision,
         "diagnostics_period_s": 0.2,
     }
     player = {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from xmodal_seg.commands.bag_arguments import add_bag_arguments, add_checkpoint_argument
+from xmodal_seg.commands.bag_arguments import add_bag_arguments, add_checkpoint_argument, add_device_arguments
 from xmodal_seg.commands.environment import versions
 from xmodal_seg.commands.evaluation_drive import add_truth_arguments, check_classes, look_into
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "serve nothing of it; on: also serve what was learned. Several are shown side by side (default: off)",
     )
     parser.add_argument("--bank", help="the bank that each mode begins with (default: the checkpoint's default)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    add_device_arguments(parser)
     parser.add_argument("--lighting", metavar="FILE", help="coefficients of calibrate-lighting (default: shipped)")
     parser.add_argument("--adaptation", metavar="FILE", help="YAML of settings of the adapter, for shadow and on")
     parser.add_argument(
@@ -140,7 +140,7 @@ def _remove_former_results(out: Path) -> None:
 def _load(arguments: argparse.Namespace) -> Segmenter:
     from xmodal_seg.inference import Segmenter
 
-    segmenter = Segmenter.load(arguments.checkpoint, device=arguments.device)
+    segmenter = Segmenter.load(arguments.checkpoint, device=arguments.device, precision=arguments.precision)
     if arguments.bank is not None:
         segmenter.use_bank(arguments.bank)
     return segmenter

@@ -104,7 +104,7 @@ def live_parameters(given: Input, arguments: argparse.Namespace, *, mode: str) -
     """Parameter file of the nodes: those of the demo, but nobody waits for anybody."""
     from xmodal_seg.commands.demo import node_parameters
 
-    parameters = node_parameters(given, checkpoint=arguments.checkpoint, device=arguments.device)
+    parameters = node_parameters(given, arguments)
     segmentation = parameters["/xmodal_seg"]["ros__parameters"]
     player = parameters["/play_bag"]["ros__parameters"]
     for values, names in ((player, _PACING), (segmentation, _PATIENCE)):

@@ -24,7 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    found = {"versions": versions(), "devices": devices(), "checkpoint": describe_checkpoint(arguments.checkpoint)}
+    from xmodal_seg.devices import unused_gpu
+
+    found = {
+        "versions": versions(),
+        "devices": devices(),
+        "unused_gpu": unused_gpu(),
+        "checkpoint": describe_checkpoint(arguments.checkpoint),
+    }
     print(json.dumps(found, indent=2) if arguments.json else _as_text(found))
     return 0
 
@@ -86,6 +93,8 @@ def _as_text(found: dict[str, Any]) -> str:
     for device in found["devices"]:
         details = ", ".join(f"{key} {value}" for key, value in device.items() if key not in ("device", "name"))
         lines.append(f"{device['device']:<24}{device['name']} ({details})")
+    if found["unused_gpu"]:
+        lines.append(found["unused_gpu"])
     return "\n".join(lines + [f"{name:<24}{value}" for name, value in facts.items()])
 
 

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from xmodal_seg.commands.bag_arguments import add_bag_arguments, add_checkpoint_argument, frames_of, topic_choice
+from xmodal_seg.commands.bag_arguments import (
+    add_bag_arguments,
+    add_checkpoint_argument,
+    add_device_arguments,
+    frames_of,
+    topic_choice,
+)
 from xmodal_seg.commands.environment import versions
 
 if TYPE_CHECKING:
@@ -24,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bag", help="rosbag2 folder, or one .mcap or .db3 file")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the results go")
     add_checkpoint_argument(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    add_device_arguments(parser)
     add_bag_arguments(parser)
     parser.add_argument(
         "--point-scope", choices=["all", "visible"], default="all", help="visible: only points that a camera sees"
@@ -48,7 +54,12 @@ def run(arguments: argparse.Namespace) -> int:
     if (out / "output").exists() and not arguments.overwrite:
         raise ValueError(f"{out / 'output'} exists already; choose another --out or give --overwrite")
     num_sweeps, truth_space = _look_into(arguments)
-    segmenter = Segmenter.load(arguments.checkpoint, device=arguments.device, point_scope=arguments.point_scope)
+    segmenter = Segmenter.load(
+        arguments.checkpoint,
+        device=arguments.device,
+        point_scope=arguments.point_scope,
+        precision=arguments.precision,
+    )
     print(segmenter.description)
     if not segmenter.trained:
         print(UNTRAINED)

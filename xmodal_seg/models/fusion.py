@@ -57,7 +57,9 @@ class Fusion(nn.Module):
         """(P, D), (P, C) of the same points -> (P, out_channels); `detach_3d` keeps gradients out of the 3D net."""
         if self.detach_3d:
             feats_3d = feats_3d.detach()
-        return self.mix(torch.cat([feats_2d, self.project_3d(feats_3d)], dim=1))
+        projected = self.project_3d(feats_3d)
+        # Under autocast of the type that the next layer takes: joined with float32 it would all become float32.
+        return self.mix(torch.cat([feats_2d.to(projected.dtype), projected], dim=1))
 
 
 def _hidden_layer(channels_in: int, channels_out: int, *, dropout: float) -> list[nn.Module]:

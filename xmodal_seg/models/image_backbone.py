@@ -77,8 +77,8 @@ class FrozenViT(FrozenBackbone):
     tokens. C-RADIO has no final norm, and a model that norms after pooling (eva02) has none on patches: their features
     are un-normalised (see `ImageBackboneSettings.feature_norm`).
 
-    Of C-RADIO take the `naflexvit_*` models, which resample its position grid for each image as RADIO does: `vit_*` ones
-    do so once, for `img_size` when the weights are loaded, and stretch the result to images of another shape.
+    Of C-RADIO take the `naflexvit_*` models, which resample its position grid for each image as RADIO does: `vit_*`
+    ones do so once, for `img_size` when the weights are loaded, and stretch the result to images of another shape.
 
     Raises ValueError for a name timm does not know, a model that is no ViT or takes images of one size only, and
     weights that cannot be had or do not fit.

@@ -107,7 +107,8 @@ class PointBackbone(nn.Module):
 
     def run(self, grid: Grid, voxel_feats: torch.Tensor) -> torch.Tensor:
         """The network over a given grid."""
-        with torch.autocast(device_type=voxel_feats.device.type, enabled=False):
+        # spconv launches on the current device, whatever its tensors are on.
+        with torch.cuda.device_of(voxel_feats), torch.autocast(device_type=voxel_feats.device.type, enabled=False):
             feats = grid.convolve(self.stem, "subm", 0, voxel_feats.float())
             skips = []
             for level in range(self.num_levels):

@@ -23,6 +23,11 @@ _TAKE_DOWN_S = 10
 
 
 NodeT = TypeVar("NodeT", bound=Node)
+GPU_LOST = 75  # exit code, EX_TEMPFAIL of sysexits.h: the same process cannot go on, a new one may
+
+
+class GpuLostError(RuntimeError):
+    """Nothing more can be computed in this process; `run_node` ends it with GPU_LOST, so that it is started again."""
 
 
 def run_node(
@@ -33,7 +38,7 @@ def run_node(
     finished: Callable[[NodeT], bool] = lambda _: False,
     close: Callable[[NodeT], None] = lambda _: None,
 ) -> int:
-    """Make, spin and close a node; the exit code: 0 on an orderly end, 1 if it could not be made or started.
+    """Make, spin and close a node; the exit code: 0 on an orderly end, 1 if it could not be made or started, GPU_LOST.
 
     rclpy's own signal handlers are left out: they end the context while a worker may still publish. Here a signal
     interrupts the start or ends the spinning, `close` then stops the workers, and the context goes last. A second
@@ -42,17 +47,21 @@ def run_node(
     Args:
         make_node: may raise ValueError or a ParameterException, which become one sentence on stderr.
         on_start: called before spinning; False ends with exit code 1 (it has said why).
-        finished: asked between callbacks; True ends with exit code 0.
+        finished: asked between callbacks; True ends with exit code 0, GpuLostError with GPU_LOST.
         close: stops what the node started.
     """
     stop = _Stop()
     node: NodeT | None = None
+    code = 0
     try:
         rclpy.init(args=list(argv) if argv is not None else None, signal_handler_options=SignalHandlerOptions.NO)
         node = make_node()
         if not on_start(node):
             return 1
         _spin(node, stop, finished)
+    except GpuLostError as error:
+        print(f"xmodal_seg: {error}", file=sys.stderr)
+        code = GPU_LOST
     except (ValueError, ParameterException, RuntimeError) as error:
         if node is not None and not isinstance(error, ValueError):
             raise
@@ -62,8 +71,8 @@ def run_node(
         pass
     finally:
         stop.closing()
-        _end(node, close)
-    return 0
+        _end(node, close, code=code)
+    return code
 
 
 class _Stop:
@@ -107,14 +116,14 @@ def _spin(node: NodeT, stop: _Stop, finished: Callable[[NodeT], bool]) -> None:
         executor.shutdown()
 
 
-def _end(node: NodeT | None, close: Callable[[NodeT], None]) -> None:
+def _end(node: NodeT | None, close: Callable[[NodeT], None], *, code: int) -> None:
     if node is not None:
         try:
             close(node)
         except RuntimeError as error:
             # A worker in a computation that does not end: taking the interpreter down under it would abort.
             print(f"xmodal_seg: {error}", file=sys.stderr, flush=True)
-            os._exit(0)
+            os._exit(code)
     _cut_off_after(_TAKE_DOWN_S)
     if node is not None:
         node.destroy_node()

@@ -21,6 +21,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState
 
 from xmodal_seg.adaptation.adapter import OnlineAdapter
 from xmodal_seg.calibration_file import load_calibration_file
+from xmodal_seg.devices import is_lost, unused_gpu
 from xmodal_seg.inference import Segmenter
 from xmodal_seg.lighting_health import seeing_cameras
 from xmodal_seg.nodes.adaptation_link import AdaptationLink
@@ -35,7 +36,7 @@ from xmodal_seg.nodes.lighting_messages import ReportedLight
 from xmodal_seg.nodes.mailbox import Worker
 from xmodal_seg.nodes.outputs import Outputs
 from xmodal_seg.nodes.parameters import ParameterGuard, declare_all
-from xmodal_seg.nodes.runner import run_node
+from xmodal_seg.nodes.runner import GpuLostError, run_node
 from xmodal_seg.nodes.segmentation_settings import SegmentationNodeSettings
 from xmodal_seg.nodes.transitions import configure_and_activate, transition
 from xmodal_seg.pairing import Pair
@@ -70,6 +71,7 @@ class SegmentationNode(LifecycleNode):
         self._configured: _Configured | None = None
         self._inputs: Inputs | None = None  # while active
         self._lighting: LightingInput | None = None  # while active, if asked for
+        self._gpu_lost: str | None = None  # the error that ended all work on the GPU
         self._health = Health(now_s=time.monotonic())
         self._adaptation_services = AdaptationServices(node=self, adapter=self._adapter, enable=self._enable_adaptation)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -87,7 +89,10 @@ class SegmentationNode(LifecycleNode):
         calibration_file = load_calibration_file(settings.calibration_file) if settings.calibration_file else None
         decode_image = make_image_decoder(settings.image_decoder)
         segmenter = Segmenter.load(
-            settings.checkpoint or None, device=settings.device, point_scope=settings.point_scope
+            settings.checkpoint or None,
+            device=settings.device,
+            point_scope=settings.point_scope,
+            precision=settings.precision,
         )
         segmenter.warm_up(num_cameras=len(settings.cameras))
         worker = Worker(handler=self._process, on_error=self._frame_failed, name="inference")
@@ -114,8 +119,8 @@ class SegmentationNode(LifecycleNode):
         for camera, topic, is_rectified in zip(settings.cameras, topics, rectified, strict=True):
             kind = "rectified, projected through P" if is_rectified else "raw, projected through K and D"
             self.get_logger().info(f"camera {camera}: images on {topic} are {kind}")
-        if not segmenter.trained:
-            self.get_logger().warning(UNTRAINED_WARNING)
+        for warning in self._warnings(segmenter):
+            self.get_logger().warning(warning)
 
     @transition
     def on_activate(self, state: LifecycleState) -> None:
@@ -169,6 +174,11 @@ class SegmentationNode(LifecycleNode):
     def on_error(self, _: LifecycleState) -> None:
         """Back to unconfigured after a failed transition."""
         self.close()
+
+    @property
+    def gpu_lost(self) -> str | None:
+        """The error after which this process can compute nothing more on its GPU."""
+        return self._gpu_lost
 
     def close(self) -> None:
         """Stop the threads and free everything that configuring made; harmless in any state.
@@ -275,6 +285,13 @@ class SegmentationNode(LifecycleNode):
         sentence = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         self._health.count("failed_frames")
         self._report("sweep not labelled", sentence, level="ERROR")
+        if is_lost(error):
+            self._gpu_lost = sentence
+
+    def _warnings(self, segmenter: Segmenter) -> list[str]:
+        """What is wrong with the model for as long as it serves."""
+        slow = unused_gpu() if self.settings.device == "auto" else None
+        return [*([] if segmenter.trained else [UNTRAINED_WARNING]), *([slow] if slow else [])]
 
     def _report(self, source: str, sentence: str, *, level: Literal["WARN", "ERROR"]) -> None:
         """To the diagnostics, and now and then to the log."""
@@ -335,7 +352,7 @@ class SegmentationNode(LifecycleNode):
         busy_s = 0.0 if busy_since_s is None else time.monotonic() - busy_since_s
         if busy_s > self.settings.error_frame_time_ms / 1e3:
             self._report("inference", "one frame takes longer than error_frame_time_ms", level="ERROR")
-        notes = [] if configured.segmenter.trained else [UNTRAINED_WARNING]
+        notes = self._warnings(configured.segmenter)
         if self._lighting is not None and self.settings.cameras and self.settings.adaptation.mode != "off":
             notes += self._lighting.warnings()
         counters = {f"pairing {key}": str(count) for key, count in inputs.counters.items()}
@@ -355,12 +372,19 @@ class SegmentationNode(LifecycleNode):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the node until it is told to stop; 0 on an orderly end, 1 if it could not start."""
-    return run_node(SegmentationNode, argv=argv, on_start=_autostart, close=SegmentationNode.close)
+    """Run the node until it is told to stop; 0 on an orderly end, 1 if it could not start, 75 if it lost its GPU."""
+    return run_node(SegmentationNode, argv=argv, on_start=_autostart, finished=_check_gpu, close=SegmentationNode.close)
 
 
 def _autostart(node: SegmentationNode) -> bool:
     return not node.settings.autostart or configure_and_activate(node)
+
+
+def _check_gpu(node: SegmentationNode) -> bool:
+    """Never finished. Raises GpuLostError once nothing more can be computed."""
+    if node.gpu_lost is not None:
+        raise GpuLostError(f"the GPU is lost to this process: {node.gpu_lost}")
+    return False
 
 
 if __name__ == "__main__":

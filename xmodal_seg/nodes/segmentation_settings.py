@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from xmodal_seg.config import PointScope, Settings
+from xmodal_seg.devices import Precision
 from xmodal_seg.lighting_state import BankSettings
 from xmodal_seg.nodes.adaptation_settings import NodeAdaptationSettings
 
@@ -98,6 +99,10 @@ class SegmentationNodeSettings(Settings):
         description="checkpoint folder, or the name of a shipped one; empty: nuscenes",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    precision: Precision = Field(
+        default="float32",
+        description="of image network and fusion; bfloat16 suits a GPU and a large image network",
+    )
     point_scope: PointScope = Field(
         default="all", description="all: points that no camera sees are labelled by the 3D head; visible: left 255"
     )

@@ -22,7 +22,10 @@ from xmodal_seg.models.fixed_norm import FixedNorm
 
 def sum_over_processes(fabric: Fabric, tensor: torch.Tensor) -> torch.Tensor:
     """The sum of `tensor` over all processes, in each of them."""
-    return tensor if fabric.world_size == 1 else cast(torch.Tensor, fabric.all_reduce(tensor, reduce_op="sum"))
+    if fabric.world_size > 1:
+        tensor = tensor.clone()
+        torch.distributed.all_reduce(tensor)  # Fabric's own waits for all processes first, with the CPU
+    return tensor
 
 
 def sum_gradients(fabric: Fabric, parameters: Iterable[nn.Parameter]) -> None:
@@ -45,6 +48,7 @@ def average_buffers(fabric: Fabric, model: nn.Module) -> None:
     if fabric.world_size == 1:
         return
     running = (module for module in model.modules() if not isinstance(module, FixedNorm))
-    for buffer in (buffer for module in running for buffer in module.buffers(recurse=False)):
-        if buffer.is_floating_point():
-            buffer.copy_(sum_over_processes(fabric, buffer.clone()) / fabric.world_size)
+    buffers = [buffer for module in running for buffer in module.buffers(recurse=False) if buffer.is_floating_point()]
+    total = sum_over_processes(fabric, _flatten_dense_tensors(buffers))
+    for buffer, summed in zip(buffers, _unflatten_dense_tensors(total, buffers), strict=True):
+        buffer.copy_(summed / fabric.world_size)

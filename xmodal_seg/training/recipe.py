@@ -6,7 +6,7 @@ A recipe is composed of parts of three files, each laid over the former ones, an
     sizes/<size>.yaml      `recipe`: steps, rates, widths
     shifts/<shift>.yaml    `every_size`, then the part of that size: the data and what goes with them
     sizes/<size>.yaml      of `image_networks` the one that the method names
-    shifts/<shift>.yaml    of `image_networks` that one in that size: what only rows with this network have on this shift
+    shifts/<shift>.yaml    of `image_networks` that one in that size: what only rows with this network have there
     methods/<method>.yaml  `recipe`: heads, fusion and loss terms, a row of the tables
     shifts/<shift>.yaml    of `methods` the one of that name: what only this row has on this shift
 """
@@ -114,9 +114,9 @@ def _parts(folder: Path, name: str, *, known: Sequence[str]) -> tuple[Path, dict
 
 
 def _of_network(
-    path: Path, by_size: Mapping[str, Any], *, size: str, network: str, known: Collection[str]
+    path: Path, by_size: Mapping[str, Any], *, size: str, network: Any, known: Collection[str]
 ) -> Mapping[str, Any]:
-    """The layer of a shift for one image network in one size; ValueError for a size or network that there is none of."""
+    """The layer of a shift for one image network in one size; ValueError for an unknown size or network."""
     for part, expected in ((by_size, SIZES), (by_size.get(size) or {}, known)):
         for name in part:
             if name not in expected:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -48,11 +48,18 @@ class DomainBatch:
     pseudo_labels: dict[Head, torch.Tensor] | None = None  # head -> (P,)
 
     def to(self, device: torch.device) -> DomainBatch:
+        return self._with(self.batch.to(device, non_blocking=True), lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> DomainBatch:
+        """Asked for by DataLoader, in a thread of its own, so that copies to a GPU run beside the CPU."""
+        return self._with(self.batch.pin_memory(), torch.Tensor.pin_memory)
+
+    def _with(self, batch: Batch, change: Callable[[torch.Tensor], torch.Tensor]) -> DomainBatch:
         pseudo = self.pseudo_labels
         return DomainBatch(
-            batch=self.batch.to(device, non_blocking=True),
-            feature_map=None if self.feature_map is None else self.feature_map.to(device, non_blocking=True),
-            pseudo_labels=None if pseudo is None else {head: labels.to(device) for head, labels in pseudo.items()},
+            batch=batch,
+            feature_map=None if self.feature_map is None else change(self.feature_map),
+            pseudo_labels=None if pseudo is None else {head: change(labels) for head, labels in pseudo.items()},
         )
 
 
@@ -214,7 +221,12 @@ def loader(dataset: Dataset, *, num_workers: int) -> Iterable[Any]:
     if num_workers == 0:
         return _in_order(dataset)
     return DataLoader(
-        dataset, batch_size=None, num_workers=num_workers, worker_init_fn=_single_threaded, prefetch_factor=2
+        dataset,
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=_single_threaded,
+        prefetch_factor=2,
+        pin_memory=torch.cuda.is_available(),
     )
 
 

@@ -10,7 +10,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import cycle, islice
 from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,8 @@ def make_runs(chains: Sequence[Sequence[Run]], *, jobs: int) -> Iterator[Finishe
     """Train and score runs, `jobs` at a time, each as soon as the one before it in its chain is done.
 
     The runs behind one that fails are left out. With one job everything happens in this process; with more, each has a
-    process and a single thread: two such processes do nearly twice the work of one process with two threads.
+    process and a single thread: two such processes do nearly twice the work of one process with two threads. Of several
+    GPUs each process sees one.
     """
     if jobs == 1:
         for chain in chains:
@@ -66,7 +69,10 @@ def make_runs(chains: Sequence[Sequence[Run]], *, jobs: int) -> Iterator[Finishe
         return
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes to come
     context, parent = get_context("spawn"), os.getpid()
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker, initargs=(parent,)) as pool:
+    gpus = context.SimpleQueue()
+    for gpu in islice(cycle(_gpus()), jobs):
+        gpus.put(gpu)
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker, initargs=(parent, gpus)) as pool:
         yield from _in_pool(pool.submit, chains, jobs=jobs)
 
 
@@ -129,9 +135,18 @@ def _until_failure(chain: Sequence[Run]) -> Iterator[Finished]:
             return
 
 
-def _begin_worker(parent: int) -> None:
+def _begin_worker(parent: int, gpus: SimpleQueue[str]) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()  # before CUDA begins in this process
     torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may be for one GPU, for each of them; "" alone where there is none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return visible.split(",")
+    return [str(index) for index in range(torch.cuda.device_count())] or [""]
 
 
 def _end_with(parent: int) -> None:

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device that a model runs on: which one, in which precision, and whether it is still there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+Precision = Literal["float32", "bfloat16"]
+
+# Linux's names of an NVIDIA card and of a Jetson's GPU.
+_DRIVER_FILES = ("/dev/nvidia0", "/dev/nvhost-gpu")
+# torch's and spconv's words for an error after which a process can do nothing more on its GPU.
+_LOST = re.compile(r"CUDA error|cuda execution failed|CUDNN_STATUS_EXECUTION_FAILED|CUBLAS_STATUS_EXECUTION_FAILED")
+
+
+def resolve_device(name: str) -> torch.device:
+    """'auto', 'cpu', 'cuda' or 'cuda:N' -> a device that is there; ValueError otherwise."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device: {name!r} asked for, but torch sees {torch.cuda.device_count()} CUDA devices")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected auto, cpu, cuda or cuda:N, got {name!r}")
+    return device
+
+
+def unused_gpu() -> str | None:
+    """A sentence where this machine has an NVIDIA GPU that torch cannot use, and 'auto' therefore means the CPU."""
+    if torch.cuda.is_available() or not any(Path(file).exists() for file in _DRIVER_FILES):
+        return None
+    if torch.version.cuda is None:
+        return f"there is a GPU, but torch {torch.__version__} is built without CUDA: the CPU computes"
+    return (
+        f"there is a GPU, but torch {torch.__version__}, built for CUDA {torch.version.cuda}, cannot use it (is the "
+        "driver too old for it?): the CPU computes"
+    )
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether the error ends all further work on the GPU; out of memory does not."""
+    return (
+        isinstance(error, RuntimeError)
+        and not isinstance(error, torch.OutOfMemoryError)
+        and bool(_LOST.search(str(error)))
+    )
