@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -94,6 +96,15 @@ def test_unfinished_cache_is_made_again(root: Path, model: SegmentationModel, tm
     (maps,) = tmp_path.rglob("*.npy")
     maps.write_bytes(b"cut")
     assert open_cache(root, model, tmp_path, mirrored=False).maps(6, flips=[False]).shape == (1, 12, 4, 7)
+
+
+def test_a_disk_that_is_too_small_is_told_before_it_is_filled(
+    root: Path, model: SegmentationModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(ValueError, match=r"feature_cache: the image features of .* take 0\.0 GB, of which .* has 0\.0"):
+        open_cache(root, model, tmp_path)
+    assert not list(tmp_path.rglob("*.npy"))
 
 
 def test_cache_travels_to_workers(root: Path, model: SegmentationModel, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from xmodal_seg.labels import IGNORE_INDEX, SEMANTIC_KITTI_10
 from xmodal_seg.training.data.a2d2 import read_calibrations
 from xmodal_seg.training.data.prepared_dataset import open_dataset
 from xmodal_seg.training.data.raw_classes import A2D2_COLOURS
+from xmodal_seg.training.data.splits import A2D2_TEST, A2D2_TRAIN
 
 TRAIN, TEST = "20180810_142822", "20180807_145028"
 CLASS_OF_KIND = ("road", "building", "car")
@@ -137,6 +138,19 @@ def test_missing_configuration_and_sequences(small: Path, tmp_path: Path, capsys
     assert missing[0] == "cams_lidars.json"
     assert "20181204_170238/camera" in missing
     assert len(missing) == 1 + 19  # two of the 21 sequences are there
+
+
+def test_a_missing_image_or_sequence_is_no_complete_download(small: Path, tmp_path: Path, capsys) -> None:
+    root = small / "camera_lidar_semantic"
+    frame_file(root, "camera").unlink()
+    assert run_prepare("a2d2", small, tmp_path / "out", "--partial", "--check-only") == 0
+    assert "1 of 3 frames lack a file" in capsys.readouterr().out
+
+    for sequence in (*A2D2_TRAIN, *A2D2_TEST):
+        (root / sequence).mkdir(exist_ok=True)
+    assert run_prepare("a2d2", small, tmp_path / "out", "--check-only") == 1
+    assert "20180807_145028" not in (error := capsys.readouterr().err)
+    assert "holds no frame of front_center; is this sequence extracted?" in error
 
 
 def no_row_file(root: Path) -> str:

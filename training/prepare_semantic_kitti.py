@@ -12,11 +12,18 @@ from xmodal_seg.training.data.semantic_kitti import SemanticKittiSource
 
 
 def make_source(args: argparse.Namespace) -> SemanticKittiSource:
-    return SemanticKittiSource(args.root, cameras=args.cameras, partial=args.partial)
+    return SemanticKittiSource(args.root, cameras=args.cameras, partial=args.partial, hidden_test=args.hidden_test)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--hidden-test", action="store_true", help="also sequences 11 to 21, which have no published labels"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return main_of("Prepare SemanticKITTI for training, or write a rosbag2 of it.", make_source, argv=argv)
+    description = "Prepare SemanticKITTI for training, or write a rosbag2 of it."
+    return main_of(description, make_source, argv=argv, add_arguments=add_arguments)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 
@@ -44,7 +45,9 @@ def evaluate_selections(
     device: torch.device,
     autocast: Autocast = nullcontext,
 ) -> dict[str, Scores]:
-    """Scores of several selections in one pass over the data, in which every model runs once a batch.
+    """Scores of several selections in one pass over the data.
+
+    Every model runs once a batch, a frozen image backbone that they share once for all of them.
 
     Args:
         selections: name -> main head -> the model that it is read from, as xMUDA's per-head best checkpoints are; under
@@ -59,6 +62,7 @@ def evaluate_selections(
         for data in batches:
             moved = data.to(device)
             with torch.inference_mode(), autocast():
+                moved = _with_common_features(moved, list(models.values()))
                 predictions = {key: predict(model, moved) for key, model in models.items()}
             for name, selection in selections.items():
                 _score(scores[name], {head: predictions[id(model)] for head, model in selection.items()}, moved)
@@ -66,6 +70,15 @@ def evaluate_selections(
         for key, model in models.items():
             model.train(modes[key])
     return scores
+
+
+def _with_common_features(data: DomainBatch, models: Sequence[SegmentationModel]) -> DomainBatch:
+    backbone = models[0].image_backbone
+    is_common = backbone is not None and backbone.frozen and all(model.image_backbone is backbone for model in models)
+    if data.feature_map is not None or not is_common or len(models) == 1 or not len(data.batch.images):
+        return data
+    assert backbone is not None
+    return replace(data, feature_map=backbone(data.batch.images))
 
 
 def _empty_scores(model: SegmentationModel) -> Scores:

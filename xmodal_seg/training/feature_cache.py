@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,7 +73,7 @@ def open_feature_cache(
         mirrored: of the mirror images too.
 
     Raises:
-        ValueError: a backbone that is trained, or frames with different numbers of cameras.
+        ValueError: a backbone that is trained, frames with different numbers of cameras, or a disk that is too small.
     """
     backbone = model.image_backbone
     if backbone is None or not backbone.frozen:
@@ -116,6 +117,7 @@ def _fill(folder: Path, job: _Job, *, mirror: bool) -> None:
     for index in track(range(len(dataset)), description=what):
         maps = _maps(job, index, mirror=mirror)
         if stored is None:
+            _check_room(folder, needed=len(dataset) * maps.nbytes, what=what)
             stored = open_memmap(folder / MAPS_FILE, mode="w+", dtype=np.float16, shape=(len(dataset), *maps.shape))
         if maps.shape != stored.shape[1:]:
             raise ValueError(
@@ -127,6 +129,16 @@ def _fill(folder: Path, job: _Job, *, mirror: bool) -> None:
     stored.flush()
     facts = {"data": dataset.name, "mirror": mirror, "frames": len(dataset)}
     write_text(folder / INDEX_FILE, json.dumps(facts) + "\n")
+
+
+def _check_room(folder: Path, *, needed: int, what: str) -> None:
+    """The file is sparse at first, and a memory map that finds the disk full kills the process without a word."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(
+            f"feature_cache: the {what} take {needed / 1e9:.1f} GB, of which {folder} has {free / 1e9:.1f}; choose "
+            "another data.root or switch feature_cache off"
+        )
 
 
 def _maps(job: _Job, index: int, *, mirror: bool) -> NDArray[np.float16]:

@@ -2,8 +2,8 @@
 """Predictions in the files that the official evaluations of SemanticKITTI and nuScenes-lidarseg read.
 
 A merged class is written as one of its raw classes, because what was merged cannot be told apart again; points about
-which nothing was said get 0 (unlabeled, ignore). The validator of nuScenes wants every point of a sweep labelled: that
-takes data prepared with `--points all --cameras all` and a model with point_scope all.
+which nothing was said get 0 (unlabeled, ignore). Labels of every point of a nuScenes sweep take data prepared with
+`--points all --cameras all` and a model with point_scope all.
 """
 
 from __future__ import annotations

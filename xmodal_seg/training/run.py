@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from xmodal_seg.checkpoint import Checkpoint, load_checkpoint
+from xmodal_seg.models.image_backbone import ImageBackbone
 from xmodal_seg.models.segmenter import SegmentationModel
 from xmodal_seg.models.tuning.tuned_vit import TunedViT
 from xmodal_seg.training.data.dataset import Domains, FrameDataset
@@ -121,8 +122,10 @@ def evaluate_run(run: Path, *, console: Console | None = None) -> dict[str, Any]
     setup = set_up(load_recipe(_file(run, RECIPE_FILE)), single=True)
     batches = setup.batches(setup.domains.target_test)
     best = load_checkpoint(run / BEST, device=setup.fabric.device)
-    last = load_checkpoint(run / LAST, device=setup.fabric.device).build_model()
-    models = _models_by_bank(best)
+    backbone = setup.model.image_backbone
+    frozen = backbone if backbone is not None and backbone.frozen else None  # held, and asked, once for all models
+    last = load_checkpoint(run / LAST, device=setup.fabric.device).build_model(image_backbone=frozen)
+    models = _models_by_bank(best, image_backbone=frozen)
     selections = {
         "best": {name: model for name, model in models.items() if name != ENSEMBLE},
         "best_single": whole(models[ENSEMBLE]),
@@ -218,14 +221,14 @@ def _sources(setup: Setup) -> Sources:
     )
 
 
-def _models_by_bank(checkpoint: Checkpoint) -> dict[str, SegmentationModel]:
+def _models_by_bank(checkpoint: Checkpoint, *, image_backbone: ImageBackbone | None) -> dict[str, SegmentationModel]:
     """The model of every bank; banks of the same step share one."""
     by_step: dict[int, SegmentationModel] = {}
     models = {}
     for bank, record in checkpoint.metadata["best"].items():
         step = int(record["step"])
         if step not in by_step:
-            by_step[step] = checkpoint.build_model(bank=bank)
+            by_step[step] = checkpoint.build_model(bank=bank, image_backbone=image_backbone)
         models[bank] = by_step[step]
     return models
 

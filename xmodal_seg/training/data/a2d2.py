@@ -101,10 +101,10 @@ class A2D2Source:
 
     def frames(self) -> list[SourceFrame]:
         return [
-            self._frame(sequence.name, path.stem, camera)
+            self._frame(sequence.name, stem, camera)
             for sequence in self.sequences()
             for camera in self.cameras
-            for path in sorted((self.root / sequence.name / "camera" / f"cam_{camera}").glob("[!.]*.png"))
+            for stem in self._image_stems(sequence.name, camera)
         ]
 
     def read_points(self, frame: SourceFrame) -> SweepPoints:
@@ -128,6 +128,16 @@ class A2D2Source:
 
     def read_image(self, frame: SourceFrame, camera: SourceCamera, variant: str = "") -> NDArray[np.uint8]:
         return self._undistort(read_image(self.root / camera.image), camera.name)
+
+    def _image_stems(self, sequence: str, camera: str) -> list[str]:
+        """Image names of the frames of which any file is there, so that a missing image is noticed too."""
+        stems = set()
+        for kind, ending in (("camera", "png"), ("label", "png"), ("lidar", "npz")):
+            paths = (self.root / sequence / kind / f"cam_{camera}").glob(f"[!.]*.{ending}")
+            stems |= {path.stem.replace(f"_{kind}_", "_camera_") for path in paths}
+        if not stems and not self.partial:
+            raise ValueError(f"{self.root / sequence}: holds no frame of {camera}; is this sequence extracted?")
+        return sorted(stems)
 
     def _frame(self, sequence: str, stem: str, camera: str) -> SourceFrame:
         match = _IMAGE_NAME.fullmatch(stem)

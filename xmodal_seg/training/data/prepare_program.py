@@ -42,7 +42,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--points", choices=("visible", "all"), default="visible", help="keep points that no camera sees?"
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--workers", type=int, default=_usable_cores(), help="processes (default: %(default)s)")
     parser.add_argument("--partial", action="store_true", help="prepare what is there; do not expect the full data set")
     parser.add_argument("--overwrite", action="store_true", help="prepare again what is done already")
     parser.add_argument(
@@ -106,7 +106,9 @@ def checked_frames(
     if list_in is not None:
         _write_missing(list_in, missing)
     if tables or (missing and not partial):
-        hint = "docs/datasets.md shows how they should lie" + ("" if partial else "; --partial takes what is there")
+        hint = "docs/datasets.md shows how they should lie"
+        if not tables and not partial:  # without tables nothing can be taken
+            hint += "; --partial takes what is there"
         raise IncompleteDownload(source.root, missing, hint=hint)
     lost = set(missing)
     whole = [frame for frame in frames if lost.isdisjoint(frame.files(source.variants))]
@@ -118,6 +120,11 @@ def checked_frames(
     source.raw_classes()
     count_splits(source.dataset, dict.fromkeys(source.sequences(), 0))
     return whole
+
+
+def _usable_cores() -> int:
+    """Those that this process may run on, which on a shared machine are not all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _of_sequence(source: Source, frames: Sequence[SourceFrame], sequence: str) -> list[SourceFrame]:

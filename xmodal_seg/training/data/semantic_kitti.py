@@ -2,7 +2,7 @@
 """SemanticKITTI: the sweeps and colour images of KITTI odometry with a label for every point.
 
 Layout below the root (or below its folder `dataset`): `sequences/NN/{velodyne,image_2,image_3,labels}/FFFFFF.*`,
-`sequences/NN/{calib,times}.txt`. Sequences 11 to 21 have no published labels.
+`sequences/NN/{calib,times}.txt`. Sequences 11 to 21 have no published labels; no benchmark here uses them.
 Source: PRBonn/semantic-kitti-api config/semantic-kitti.yaml for the ids; KITTI's odometry devkit for calib.txt.
 """
 
@@ -25,7 +25,7 @@ from xmodal_seg.training.data.sources import (
     plain_image,
     read_rows,
 )
-from xmodal_seg.training.data.splits import SequenceInfo
+from xmodal_seg.training.data.splits import SEMANTIC_KITTI_HIDDEN_TEST, SequenceInfo
 
 CAMERAS = ("image_2", "image_3")
 # Frames of each labelled sequence (the benchmark's counts are their sums).
@@ -47,17 +47,23 @@ _START_NS = 1_000_000_000
 
 
 class SemanticKittiSource:
-    """See `sources.Source`. With `partial` the sequences and frames that are there are taken for all there is."""
+    """See `sources.Source`. With `partial` the sequences and frames that are there are taken for all there is.
+
+    With `hidden_test` also the sequences without labels that are there.
+    """
 
     dataset: DatasetName = "semantic_kitti"
     variants: tuple[str, ...] = ()
     has_intensity = True
     rectifies = False
 
-    def __init__(self, root: str | Path, *, cameras: Sequence[str] = (), partial: bool = False) -> None:
+    def __init__(
+        self, root: str | Path, *, cameras: Sequence[str] = (), partial: bool = False, hidden_test: bool = False
+    ) -> None:
         self.root = Path(root) / "dataset" if (Path(root) / "dataset").is_dir() else Path(root)
         self.cameras = chosen_cameras(cameras, CAMERAS)
         self.partial = partial
+        self.hidden_test = hidden_test
 
     def missing_tables(self) -> list[str]:
         names = [sequence.name for sequence in self.sequences()]
@@ -72,9 +78,9 @@ class SemanticKittiSource:
 
     def sequences(self) -> list[SequenceInfo]:
         found = {path.name for path in (self.root / "sequences").glob("[0-9][0-9]")}
-        unlabelled = {name for name in found if name not in SEQUENCE_LENGTHS and name <= "21"}
-        names = found if self.partial else {*SEQUENCE_LENGTHS, *unlabelled}
-        return [SequenceInfo(name=name) for name in sorted(names)]
+        labelled = found & SEQUENCE_LENGTHS.keys() if self.partial else SEQUENCE_LENGTHS.keys()
+        unlabelled = {name for name in found if name in SEMANTIC_KITTI_HIDDEN_TEST} if self.hidden_test else set()
+        return [SequenceInfo(name=name) for name in sorted({*labelled, *unlabelled})]
 
     def frames(self) -> list[SourceFrame]:
         return [frame for sequence in self.sequences() for frame in self._sequence_frames(sequence.name)]
@@ -172,7 +178,8 @@ def _calibration_lines(path: Path) -> dict[str, str]:
 
 def _matrix(lines: Mapping[str, str], key: str, path: Path) -> NDArray[np.float64]:
     if key not in lines:
-        raise ValueError(f"{path}: has no line {key}; it has {', '.join(lines) or 'none'}")
+        hint = "; the archive of the images has such a file too: extract data_odometry_calib.zip last" * (key == "Tr")
+        raise ValueError(f"{path}: has no line {key}; it has {', '.join(lines) or 'none'}{hint}")
     try:
         values = [float(value) for value in lines[key].split()]
     except ValueError as error:
