@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import make_frame
+from rich.console import Console
+from tiny_world import tiny_recipe
 
 from xmodal_seg.config import PointBackboneSettings
 from xmodal_seg.inference import Segmenter
 from xmodal_seg.models.point_backbone import PointBackbone
+from xmodal_seg.training.run import make_trainer, set_up
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPUS = [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cuda:0"]
@@ -90,6 +94,17 @@ def test_the_shipped_weights_label_as_on_a_cpu(device: str) -> None:
 def test_bfloat16_changes_few_labels() -> None:
     exact, mixed = (Segmenter.load(None, device="cuda", precision=each) for each in ("float32", "bfloat16"))
     assert (exact.predict(make_frame()).labels == mixed.predict(make_frame()).labels).mean() > 0.97
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_training_steps_on_a_gpu(world: Path, tmp_path: Path, precision: str) -> None:
+    losses = {}
+    for accelerator in ("cpu", "gpu"):
+        recipe = tiny_recipe(world, accelerator=accelerator, precision=precision)
+        trainer = make_trainer(set_up(recipe), tmp_path / accelerator, console=Console(quiet=True))
+        trainer.model.train()
+        losses[accelerator] = [trainer.train_step(*trainer.batches(step))["loss"] for step in range(3)]
+    assert losses["gpu"] == pytest.approx(losses["cpu"], rel=0.02)
 
 
 def test_closing_gives_the_memory_back() -> None:

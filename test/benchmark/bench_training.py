@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A training step by part: `python test/benchmark/bench_training.py`.
 
-`sim_dev` in the size `small`, one thread, medians of one step on both domains in ms of the process's CPU time:
+`sim_dev` in the size `small`, one thread, medians of one step on both domains in ms of the process's CPU time (on a GPU
+of the clock, waiting for the GPU at the end of each part):
 reading, altering, projecting and voxelising (`data`), the image network, the 3D network, fusion and heads, the rest of
 the forward pass (lifting, losses), backward, optimiser. The 3D network alone, forward and backward on one domain, is
 measured beside them. `wait` is the share of the wall time that a run with one reading process spends waiting for data.
@@ -45,6 +46,14 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 }
 
 
+def now_s() -> float:
+    """Of the process's CPU time; on a GPU the clock's, once the GPU has done all that was asked of it."""
+    if not torch.cuda.is_available():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Clock:
     """Time by part, ms, of each step."""
 
@@ -56,19 +65,19 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        start_s = time.process_time()
+        start_s = now_s()
         yield
-        self.steps[-1][name] += (time.process_time() - start_s) * 1e3
+        self.steps[-1][name] += (now_s() - start_s) * 1e3
 
     def watch(self, module: nn.Module | None, name: str) -> None:
         """Count the module's forward pass as a part."""
         if module is None:
             return
         starts: list[float] = []
-        module.register_forward_pre_hook(lambda *_: starts.append(time.process_time()))
+        module.register_forward_pre_hook(lambda *_: starts.append(now_s()))
 
         def stop(*_: Any) -> None:
-            self.steps[-1][name] += (time.process_time() - starts.pop()) * 1e3
+            self.steps[-1][name] += (now_s() - starts.pop()) * 1e3
 
         module.register_forward_hook(stop)
 
@@ -120,16 +129,18 @@ def measure(trainer: Trainer, *, repeats: int) -> dict[str, float]:
 
 def timed_step(trainer: Trainer, clock: Clock) -> Batch:
     """What Trainer.train_step does, part by part; the source's batch."""
-    losses = trainer.recipe.losses
+    losses, fabric = trainer.recipe.losses, trainer.fabric
     with clock.part("data"):
         source, target = trainer.batches(trainer.step)
+        source = source.to(fabric.device)
+        target = None if target is None else target.to(fabric.device)
     trainer.optimizer.zero_grad(set_to_none=True)
-    with clock.part("forward"):
+    with clock.part("forward"), fabric.autocast():
         result = source_step(trainer.model, source, losses=losses, class_weights=trainer.class_weights)
     with clock.part("backward"):
         result.loss.backward()
     if target is not None:
-        with clock.part("forward"):
+        with clock.part("forward"), fabric.autocast():
             result = target_step(trainer.model, target, losses=losses)
         with clock.part("backward"):
             result.loss.backward()
@@ -147,12 +158,12 @@ def point_backbone_ms(trainer: Trainer, batch: Batch, *, repeats: int) -> float:
     assert backbone is not None
     times = []
     for _ in range(repeats + WARM_UP):
-        start_s = time.process_time()
+        start_s = now_s()
         feats = backbone(
             batch.voxel_coords, batch.voxel_feats, spatial_shape=batch.spatial_shape, num_frames=batch.num_frames
         )
         feats.square().mean().backward()
-        times.append((time.process_time() - start_s) * 1e3)
+        times.append((now_s() - start_s) * 1e3)
     return statistics.median(times[WARM_UP:])
 
 

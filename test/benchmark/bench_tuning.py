@@ -2,7 +2,7 @@
 """What tuning inside the image backbone costs: `python test/benchmark/run.py --only tuning`.
 
 `sim_dev` in the size `small`, one thread, random weights in the image network: numbers that are trained (`on`: at a
-time), the median of a step on both domains, a scoring of the gate (ms of the process's CPU time), and the tensors that
+time), the median of a step on both domains, a scoring of the gate (ms as in bench_training), and the tensors that
 the forward pass of the source half keeps for backward, MB. On a GPU `peak` is the most memory that a step allocated.
 """
 
@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench_training import recipe_of
+from bench_training import now_s, recipe_of
 from rich.console import Console
 
 from xmodal_seg.training.run import make_trainer, set_up
@@ -53,17 +52,17 @@ def measure(trainer: Trainer, *, repeats: int) -> dict[str, float]:
     trained = model.num_trainable()
     scoring_ms = 0.0
     if trainer._gate is not None:
-        start_s = time.process_time()
+        start_s = now_s()
         trainer._gate.before_step(trainer.recipe.model.image_backbone.tuning.warmup)
-        scoring_ms = (time.process_time() - start_s) * 1e3
+        scoring_ms = (now_s() - start_s) * 1e3
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     times = []
     for _ in range(repeats + WARM_UP):
         batches = trainer.batches(trainer.step)
-        start_s = time.process_time()
+        start_s = now_s()
         trainer.train_step(*batches)
-        times.append((time.process_time() - start_s) * 1e3)
+        times.append((now_s() - start_s) * 1e3)
     row = {
         "trained": float(trained),
         "on": float(model.num_trainable()),

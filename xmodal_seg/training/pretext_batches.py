@@ -53,6 +53,9 @@ class PretextBatch:
     extent: torch.Tensor  # (V, 2, h, w) m
     piece: torch.Tensor  # (V, 1, h, w) int64, -1 in the sky
 
+    def to(self, device: torch.device) -> PretextBatch:
+        return PretextBatch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
 
 def make_batch(
     views: list[tuple[PretextViews, int]], draw: np.random.Generator, *, crop: CropSettings, jitter: JitterSettings

@@ -27,6 +27,7 @@ from xmodal_seg.training.pretext_recipe import PretextRecipe
 MAX_PARAMETERS = 6_000_000
 STATE_FILE, LOSS_FILE, RECIPE_FILE = "state.pt", "losses.csv", "recipe.json"
 TERMS = tuple(ObjectiveWeights.model_fields)
+_CPU = torch.device("cpu")
 WHAT_IT_IS = (
     "A stand-in for a vision foundation model: a small ViT pre-trained on simulated streets only, on depth, normals, "
     "reflectance, height above the road, roughness, extents of objects, borders of objects and of strips of ground "
@@ -72,14 +73,20 @@ class PretextTrainer:
     """
 
     def __init__(
-        self, recipe: PretextRecipe, folder: Path, *, minutes: float | None = None, num_workers: int = 1
+        self,
+        recipe: PretextRecipe,
+        folder: Path,
+        *,
+        minutes: float | None = None,
+        num_workers: int = 1,
+        device: torch.device = _CPU,
     ) -> None:
-        self.recipe, self.folder, self.minutes = recipe, folder, minutes
+        self.recipe, self.folder, self.minutes, self.device = recipe, folder, minutes, device
         torch.manual_seed(recipe.seed)
-        self.network = TrainableViT(recipe.backbone())
+        self.network = TrainableViT(recipe.backbone()).to(device)
         if self.network.cell_px != CELL_PX:
             raise ValueError(f"cells_per_patch: expected cells of {CELL_PX} px, got {self.network.cell_px:g}")
-        self.heads = PretextHeads(width=self.network.width)
+        self.heads = PretextHeads(width=self.network.width).to(device)
         self.optimizer = torch.optim.AdamW(self._groups(), lr=recipe.optim.lr, betas=(0.9, 0.98))
         self.step, self.images, self.elapsed_s, self.wait_s = 0, 0, 0.0, 0.0
         folder.mkdir(parents=True, exist_ok=True)
@@ -132,8 +139,8 @@ class PretextTrainer:
         recipe, phase = self.recipe, self.recipe.phase(self.progress)
         draw = np.random.default_rng([recipe.seed, self.step])
         chosen = draw.choice(len(views), min(phase.views_per_step, len(views)), replace=False)
-        batch = make_batch([views[i] for i in chosen], draw, crop=phase.crop, jitter=recipe.jitter)
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision == "bf16-mixed"):
+        batch = make_batch([views[i] for i in chosen], draw, crop=phase.crop, jitter=recipe.jitter).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16-mixed"):
             cells = self.network(batch.images)
         losses = pretext_losses(cells.float(), self.heads, batch, recipe.weights)
         self._update(weighted_sum(losses, recipe.weights))
@@ -200,7 +207,7 @@ class PretextTrainer:
         path = self.folder / STATE_FILE
         if not path.exists():
             return
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         if state["recipe"] != self.recipe.digest():
             raise ValueError(f"{path}: belongs to another recipe; choose another output folder, or remove this one")
         self.network.load_state_dict(state["network"])
