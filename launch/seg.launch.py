@@ -2,12 +2,12 @@
 """Start segmentation and lighting on a robot's own topics: `ros2 launch xmodal_seg seg.launch.py --show-args`."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchContext, LaunchDescription
+from launch import Action, LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown, TimerAction
 from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
@@ -98,12 +98,6 @@ def make_nodes(context: LaunchContext) -> list:
 
 def make_segmentation(values: dict[str, str]) -> Node:
     """Without it there is nothing to launch; one that lost its GPU is started again."""
-
-    def ended(event: ProcessExited, context: LaunchContext) -> list:
-        if event.returncode == GPU_LOST and not context.is_shutdown:
-            return [TimerAction(period=RESTART_S, actions=[make_segmentation(values)])]
-        return [Shutdown(reason="the segmentation node has ended")]
-
     return Node(
         package="xmodal_seg",
         executable="segmentation_node",
@@ -113,17 +107,16 @@ def make_segmentation(values: dict[str, str]) -> Node:
         arguments=["--ros-args", "--log-level", values["log_level"]],
         output="screen",
         sigterm_timeout=SIGTERM_TIMEOUT,
-        on_exit=ended,
+        on_exit=start_again(
+            lambda: make_segmentation(values),
+            after=lambda code: code == GPU_LOST,
+            otherwise=[Shutdown(reason="the segmentation node has ended")],
+        ),
     )
 
 
 def make_lighting(values: dict[str, str]) -> Node:
     """Without it segmentation goes on, with the bank it serves; one that a signal has ended is started again."""
-
-    def ended(event: ProcessExited, context: LaunchContext) -> list:
-        was_killed = event.returncode < 0 and not context.is_shutdown
-        return [TimerAction(period=RESTART_S, actions=[make_lighting(values)])] if was_killed else []
-
     return Node(
         package="xmodal_seg",
         executable="lighting_node",
@@ -133,8 +126,21 @@ def make_lighting(values: dict[str, str]) -> Node:
         arguments=["--ros-args", "--log-level", values["log_level"]],
         sigterm_timeout=SIGTERM_TIMEOUT,
         output="screen",
-        on_exit=ended,
+        on_exit=start_again(lambda: make_lighting(values), after=lambda code: code < 0),
     )
+
+
+def start_again(
+    make: Callable[[], Node], *, after: Callable[[int], bool], otherwise: Sequence[Action] = ()
+) -> Callable[[ProcessExited, LaunchContext], list]:
+    """What to do when a node has ended: start a new one after some exit codes, unless everything is ending."""
+
+    def ended(event: ProcessExited, context: LaunchContext) -> list:
+        if after(event.returncode) and not context.is_shutdown:
+            return [TimerAction(period=RESTART_S, actions=[make()])]
+        return list(otherwise)
+
+    return ended
 
 
 def refuse_misspelt(names: Iterable[str]) -> None:

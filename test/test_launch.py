@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -31,6 +32,7 @@ from sensor_msgs.msg import PointCloud2
 
 from xmodal_seg.bags import write_bag
 from xmodal_seg.nodes.lighting_messages import read_lighting
+from xmodal_seg.nodes.runner import GPU_LOST
 from xmodal_seg.structures import CameraView, Frame
 
 pytestmark = [pytest.mark.ros, pytest.mark.slow, pytest.mark.usefixtures("large_data")]
@@ -234,6 +236,21 @@ def test_wrong_coefficients_end_the_lighting_node_with_one_sentence_and_segmenta
     assert "/nowhere.yaml" in said[0]
     assert "[lighting_node-2]: process has died" in output
     assert ended_cleanly(output) == {"segmentation_node"}, output
+
+
+def test_a_segmentation_node_that_lost_its_gpu_is_started_again() -> None:
+    seg = load_launch_module("seg")
+    otherwise = [seg.Shutdown(reason="the end")]
+    ended = seg.start_again(lambda: "a new node", after=lambda code: code == GPU_LOST, otherwise=otherwise)
+    for code, is_shutdown, expected in (
+        (GPU_LOST, False, seg.TimerAction),
+        (GPU_LOST, True, seg.Shutdown),
+        (0, False, seg.Shutdown),
+        (1, False, seg.Shutdown),
+    ):
+        (action,) = ended(SimpleNamespace(returncode=code), SimpleNamespace(is_shutdown=is_shutdown))
+        assert type(action) is expected
+    assert seg.GPU_LOST == GPU_LOST
 
 
 def test_a_lighting_node_that_is_killed_is_started_again(listener: Listener, checkpoint: Path, tmp_path: Path) -> None:
