@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -139,7 +140,9 @@ def test_runs_become_the_banks_of_one_checkpoint(
     assert list(merged.banks) == ["day", "night"]
     assert merged.default_bank == "day"
     assert merged.metadata["banks"]["night"]["guidance"] == 0.0
-    scores = json.loads((runs / "ours" / "results.json").read_text())["test"]["last"]
+    results = json.loads((runs / "ours" / "results.json").read_text())
+    assert re.match(r"torch [\d.+a-z]+, timm [\d.]+, spconv-cu\d+ [\d.]+, \S", results["made_with"])
+    scores = results["test"]["last"]
     assert merged.metadata["banks"]["day"]["test_mean_iou"] == {head: s["miou"] for head, s in scores.items()}
     assert merged.metadata["image_backbone"] == {}  # random weights: nobody has said anything about them
     for bank, run in (("day", "ours"), ("night", "ours_lambda_0")):

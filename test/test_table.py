@@ -31,7 +31,11 @@ def row(method: str, seed: int, heads: HeadSettings, **scores: float) -> Row:
         name: {"miou": scores.get(name, 0.0), "miou_absent_zero": 0.0} for name in (*heads.main, "ensemble")
     }
     test = dict.fromkeys(("best", "best_single", "last"), of_heads)
-    results = {"trainable_parameters": {"heads": 1000 + seed * 1000, "tuning": 700, "tuning_on": 200}, "test": test}
+    results = {
+        "made_with": "torch 2.15.0",
+        "trainable_parameters": {"heads": 1000 + seed * 1000, "tuning": 700, "tuning_on": 200},
+        "test": test,
+    }
     return make_row(key, code_hash="c", minutes=1.0, heads=heads, results=results)
 
 

@@ -168,7 +168,7 @@ def save_checkpoint(
         "banks": {name: write_tensors(folder, f"bank_{name}", tensors) for name, tensors in banks.items()},
         "default_bank": default_bank,
         "metadata": dict(metadata or {}),
-        "versions": _versions(),
+        "versions": versions(),
     }
     content_hash = _content_hash(index)
     write_text(folder / INDEX_FILE, json.dumps({**index, "content_hash": content_hash}, indent=2) + "\n")
@@ -308,8 +308,8 @@ def _label_space_from_json(values: Mapping[str, Any]) -> LabelSpace:
     return LabelSpace(name=values["name"], class_names=tuple(values["class_names"]), colours=tuple(red_green_blue))
 
 
-def _versions() -> dict[str, str]:
-    """Installed versions of what the numbers depend on."""
+def versions() -> dict[str, str]:
+    """Installed versions of what numbers depend on."""
     installed = {}
     for package in _PACKAGES:
         try:

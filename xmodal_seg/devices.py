@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from pathlib import Path
 from typing import Literal
@@ -42,6 +43,16 @@ def unused_gpu() -> str | None:
         f"there is a GPU, but torch {torch.__version__}, built for CUDA {torch.version.cuda}, cannot use it (is the "
         "driver too old for it?): the CPU computes"
     )
+
+
+def device_name(device: torch.device) -> str:
+    """The maker's name of a GPU, or of the processor where Linux tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def is_lost(error: Exception) -> bool:

@@ -49,12 +49,14 @@ def header() -> str:
     """Machine, versions and command."""
     import torch
 
+    from xmodal_seg.devices import device_name
+
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=FOLDER, capture_output=True, text=True)
     lines = [
         "# Benchmarks",
         "",
-        f"- machine: {processor()}, {os.cpu_count()} cores, {device}",
+        f"- machine: {device_name(torch.device('cpu'))}, {os.cpu_count()} cores, {device}",
         f"- versions: Python {platform.python_version()}, " + ", ".join(installed()),
         f"- code: {commit.stdout.strip() or 'unknown'}",
         f"- command: `{' '.join(['python', 'test/benchmark/run.py', *sys.argv[1:]])}`",
@@ -87,13 +89,6 @@ def installed() -> list[str]:
         except PackageNotFoundError:
             continue  # spconv has one package for each CUDA version
     return found
-
-
-def processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def machine_name() -> str:

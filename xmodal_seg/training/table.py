@@ -23,6 +23,7 @@ KEY = ("shift", "method", "size", "seed", "recipe_hash", "data_hash")
 FIELDS = (
     *KEY,
     "code_hash",
+    "made_with",
     "minutes",
     "trainable_parameters",
     "trainable_on",
@@ -72,7 +73,7 @@ def make_row(
     """A line of the CSV from a run's results.json."""
     row = dict.fromkeys(FIELDS, "")
     row |= {name: str(key[name]) for name in KEY}
-    row |= {"code_hash": code_hash, "minutes": f"{minutes:.1f}"}
+    row |= {"code_hash": code_hash, "made_with": results["made_with"], "minutes": f"{minutes:.1f}"}
     groups, test = dict(results["trainable_parameters"]), results["test"]
     on = groups.pop("tuning_on", groups.get("tuning", 0))
     trained = sum(groups.values())
