@@ -5,11 +5,14 @@ from safetensors.torch import save_file
 
 from xmodal_seg.config import ImageBackboneSettings
 from xmodal_seg.models.image_backbone import FrozenViT
+from xmodal_seg.models.segmenter import build_image_backbone
 
 TINY = "vit_tiny_patch16_224"
 # The models the project is meant for, cut to two blocks: patch embedding, positions and last block stay their own.
 FOUNDATION_MODELS = [
-    pytest.param("vit_large_patch16_radio_v3.c_radio", 16, 1024, (0.48145466, 0.4578275, 0.40821073), id="C-RADIOv3-L"),
+    pytest.param(
+        "naflexvit_large_patch16_radio_v3.c_radio", 16, 1024, (0.48145466, 0.4578275, 0.40821073), id="C-RADIOv3-L"
+    ),
     pytest.param("naflexvit_base_patch16_radio_v3.c_radio", 16, 768, (0.48145466, 0.4578275, 0.40821073), id="NaFlex"),
     pytest.param("vit_so400m_patch16_radio_v4.c_radio", 16, 1152, (0.48145466, 0.4578275, 0.40821073), id="C-RADIOv4"),
     pytest.param("vit_small_patch14_dinov2.lvd142m", 14, 384, (0.485, 0.456, 0.406), id="DINOv2"),
@@ -135,3 +138,18 @@ def test_a_failed_download_says_how_to_go_on():
     unreachable = {"hf_hub_id": None, "url": "http://127.0.0.1:9/xmodal_seg_nowhere.pth"}
     with pytest.raises(ValueError, match=r"'hub' could not fetch .*give the path of a downloaded file .*or 'none'"):
         _vit(weights="hub", pretrained_cfg_overlay=unreachable)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ImageBackboneSettings(name="vit_tiny_patch16_224", weights="none", model_args={"depth": 1}),
+        ImageBackboneSettings(name="vit_tiny_patch16_224", weights="none", model_args={"depth": 1}, tuning="lora"),
+        ImageBackboneSettings(kind="unet", name="narrow", weights="none", width=4),
+    ],
+)
+def test_bytes_are_seen_as_their_share_of_255(settings: ImageBackboneSettings) -> None:
+    backbone = build_image_backbone(settings).eval()
+    images = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8)
+    assert torch.equal(backbone(images), backbone(images.float() * (1.0 / 255.0)))
+    assert images.dtype == torch.uint8

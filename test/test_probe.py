@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from xmodal_seg.config import PreprocessSettings
 from xmodal_seg.labels import IGNORE_INDEX, NUSCENES_6
-from xmodal_seg.models.image_backbone import ImageBackbone
+from xmodal_seg.models.image_backbone import ImageBackbone, unit_range
 from xmodal_seg.preprocess import prepare
 from xmodal_seg.simulation.rigs import NUSCENES
 from xmodal_seg.training.data.tasks import open_domains
@@ -37,7 +37,7 @@ class Averages(ImageBackbone):
     out_channels, patch_size, frozen, lift_mode = 6, 4, True, "bilinear"
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        mean = functional.avg_pool2d(images, 4)
+        mean = functional.avg_pool2d(unit_range(images), 4)
         return torch.cat([mean, mean.square()], dim=1)
 
 
@@ -111,7 +111,7 @@ def test_parts_of_a_domain_share_no_frame_and_probing_them_gives_a_row_for_each_
     test = {str(domain): domain_frames(domain, "test", 1, settings) for domain in (day, dusk)}
     assert [len(frames) for frames in fit.values()] == [3, 3]
     assert not torch.equal(fit[str(day)][0].images, test[str(day)][0].images)
-    assert fit[str(day)][0].images.mean() > fit[str(dusk)][0].images.mean()
+    assert fit[str(day)][0].images.float().mean() > fit[str(dusk)][0].images.float().mean()
     pairs = [(str(day), str(day)), (str(day), str(dusk)), (str(dusk), str(dusk))]
     results = probe("averages", Averages(), fit, test, settings, pairs=pairs)
     assert [(r.fitted_on, r.tested_on) for r in results] == pairs

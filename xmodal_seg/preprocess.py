@@ -76,7 +76,7 @@ def prepare(
 
 
 def resize_image(image: NDArray[np.uint8], image_size: tuple[int, int]) -> torch.Tensor:
-    """(H, W, 3) uint8 -> (3, H', W') float32 in [0, 1]."""
+    """(H, W, 3) uint8 -> (3, H', W') uint8."""
     height, width = image_size
     if image.shape[:2] != image_size:
         image = _halved(image, image_size)
@@ -85,8 +85,7 @@ def resize_image(image: NDArray[np.uint8], image_size: tuple[int, int]) -> torch
         resized = cv2.resize(image, (width, height), interpolation=interpolation)
     else:
         resized = image
-    channels_first = np.ascontiguousarray(resized.transpose(2, 0, 1))
-    return torch.from_numpy(channels_first).float().mul_(1.0 / 255.0)
+    return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
 
 
 def _halved(image: NDArray[np.uint8], image_size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -179,7 +178,7 @@ def _batch(
 ) -> Batch:
     images = [resize_image(camera.image, image_size) for frame in frames for camera in frame.cameras]
     return Batch(
-        images=torch.stack(images) if images else torch.zeros(0, 3, *image_size),
+        images=torch.stack(images) if images else torch.zeros(0, 3, *image_size, dtype=torch.uint8),
         voxel_coords=voxels.coords,
         voxel_feats=voxels.feats,
         point_to_voxel=voxels.point_to_voxel,

@@ -133,7 +133,7 @@ class Projection:
 class Batch:
     """Frames made ready for the model; every tensor on one device."""
 
-    images: torch.Tensor  # (I, 3, H, W) float32 in [0, 1], not normalised; I = 0 without cameras
+    images: torch.Tensor  # (I, 3, H, W) uint8 RGB, a quarter of what floats take on their way; I = 0 without cameras
     voxel_coords: torch.Tensor  # (V, 4) int32 contiguous [frame, z, y, x], each row once
     voxel_feats: torch.Tensor  # (V, C) float32, mean over the points of the voxel
     point_to_voxel: torch.Tensor  # (P,) int64 row of voxel_coords

@@ -23,7 +23,7 @@ LOAD_ERRORS = (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.Unp
 
 
 class ImageBackbone(nn.Module):
-    """A 2D network: (I, 3, H, W) float32 RGB in [0, 1] -> (I, out_channels, h, w).
+    """A 2D network: (I, 3, H, W) RGB, uint8 or float32 in [0, 1] -> (I, out_channels, h, w).
 
     It normalises its input itself, once. A `frozen` one has no trainable parameter and no buffer that changes.
     """
@@ -64,7 +64,7 @@ class FrozenBackbone(ImageBackbone):
         """(I, 3, H, W) -> (I, D, h, w). Raises ValueError if H or W is no multiple of the patch size."""
         check_image_size(self, images)
         with torch.no_grad():
-            return self._features(images)
+            return self._features(unit_range(images))
 
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
@@ -108,6 +108,11 @@ class FrozenViT(FrozenBackbone):
     def _features(self, images: torch.Tensor) -> torch.Tensor:
         tokens = patch_tokens(self.network, (images - self.mean) / self.std)
         return with_cells(tokens, self.cells_per_patch)
+
+
+def unit_range(images: torch.Tensor) -> torch.Tensor:
+    """Images as float32 in [0, 1], where they are: uint8 ones are a quarter of it to copy to a GPU."""
+    return images.float().mul_(1.0 / 255.0) if images.dtype == torch.uint8 else images
 
 
 def check_image_size(backbone: ImageBackbone, images: torch.Tensor) -> None:

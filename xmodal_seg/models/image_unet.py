@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from xmodal_seg.config import ImageBackboneSettings
-from xmodal_seg.models.image_backbone import ImageBackbone, create_timm_model
+from xmodal_seg.models.image_backbone import ImageBackbone, create_timm_model, unit_range
 from xmodal_seg.models.lifting import LiftMode
 
 _DROPOUT = 0.4  # after the two deepest encoder stages, as xMUDA
@@ -50,6 +50,7 @@ class ImageUNet(ImageBackbone):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(I, 3, H, W) -> (I, width, h, w), of any H and W."""
+        images = unit_range(images)
         height, width = images.shape[-2:]
         if self.encoder.standardises:
             images = _standardised(images)

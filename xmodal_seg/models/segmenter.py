@@ -99,7 +99,7 @@ class SegmentationModel(nn.Module):
         assert self.image_backbone is not None, "a model without 2d and fused heads has no 2D features"
         visible = true_rows(batch.visible)
         if visible.shape[0] == 0:
-            return batch.images.new_zeros(0, self.image_backbone.out_channels)
+            return batch.uv.new_zeros(0, self.image_backbone.out_channels)
         if feature_map is None:
             feature_map = self.image_backbone(batch.images)
         height, width = batch.images.shape[-2:]

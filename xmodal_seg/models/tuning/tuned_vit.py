@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from xmodal_seg.config import ImageBackboneSettings, TuningSettings
-from xmodal_seg.models.image_backbone import FrozenViT, ImageBackbone, check_image_size, with_cells
+from xmodal_seg.models.image_backbone import FrozenViT, ImageBackbone, check_image_size, unit_range, with_cells
 from xmodal_seg.models.lifting import LiftMode
 from xmodal_seg.models.tuning.modules import Bottleneck, FrequencyBands, LowRank, TuningModule
 from xmodal_seg.models.tuning.selection import ModuleKey, ModuleType
@@ -110,7 +110,7 @@ class TunedViT(ImageBackbone):
         self._activate()
         network = self.network
         height, width = (size // self.patch_size for size in images.shape[-2:])
-        tokens, ropes = _embedded(network, (images - self.mean) / self.std)
+        tokens, ropes = _embedded(network, (unit_range(images) - self.mean) / self.std)
         for block, tuned, rope in zip(network.blocks, self.tuned_blocks, ropes, strict=True):
             tokens = self._run(tuned, block, tokens, (height, width), rope)
         patches = network.norm(tokens)[:, network.num_prefix_tokens :]
