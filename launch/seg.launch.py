@@ -3,12 +3,21 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from ament_index_python.packages import get_package_share_directory
 from launch import Action, LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable, Shutdown, TimerAction
+from launch.actions import (
+    DeclareLaunchArgument,
+    GroupAction,
+    OpaqueFunction,
+    SetEnvironmentVariable,
+    Shutdown,
+    TimerAction,
+)
 from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
@@ -84,6 +93,12 @@ def make_nodes(context: LaunchContext) -> list:
     """The nodes with the parameters that were given, lighting and RViz if asked for."""
     refuse_misspelt(context.launch_configurations)
     values = {name: context.perform_substitution(LaunchConfiguration(name)) for name in ARGUMENTS}
+    return [*large_message_transport(), OpaqueFunction(function=start_nodes, args=[values])]
+
+
+def start_nodes(context: LaunchContext, values: dict[str, str]) -> list:
+    """The nodes, and what a later start of them needs of the group that this file may have been included in."""
+    group = Group(configurations=dict(context.launch_configurations), environment=dict(context.environment))
     rviz = Node(
         package="rviz2",
         executable="rviz2",
@@ -91,12 +106,24 @@ def make_nodes(context: LaunchContext) -> list:
         arguments=["-d", str(SHARE / "config/rviz/seg.rviz"), *fixed_frame(values["lidar_frame"])],
         parameters=[{"use_sim_time": to_bool("use_sim_time", values["use_sim_time"] or "false")}],
     )
-    optional = {"lighting": make_lighting(values), "rviz": rviz}
+    optional = {"lighting": make_lighting(values, group), "rviz": rviz}
     asked_for = [action for name, action in optional.items() if to_bool(name, values[name])]
-    return [*large_message_transport(), make_segmentation(values), *asked_for]
+    return [make_segmentation(values, group), *asked_for]
 
 
-def make_segmentation(values: dict[str, str]) -> Node:
+@dataclass(frozen=True)
+class Group:
+    """What holds inside a GroupAction (namespace, remaps, environment), which is left long before a node ends."""
+
+    configurations: dict[str, Any]
+    environment: dict[str, str]
+
+    def restore(self, context: LaunchContext) -> None:
+        context.launch_configurations.update(self.configurations)
+        context.environment.update(self.environment)
+
+
+def make_segmentation(values: dict[str, str], group: Group) -> Node:
     """Without it there is nothing to launch; one that lost its GPU is started again."""
     return Node(
         package="xmodal_seg",
@@ -108,14 +135,15 @@ def make_segmentation(values: dict[str, str]) -> Node:
         output="screen",
         sigterm_timeout=SIGTERM_TIMEOUT,
         on_exit=start_again(
-            lambda: make_segmentation(values),
+            lambda: make_segmentation(values, group),
+            group=group,
             after=lambda code: code == GPU_LOST,
             otherwise=[Shutdown(reason="the segmentation node has ended")],
         ),
     )
 
 
-def make_lighting(values: dict[str, str]) -> Node:
+def make_lighting(values: dict[str, str], group: Group) -> Node:
     """Without it segmentation goes on, with the bank it serves; one that a signal has ended is started again."""
     return Node(
         package="xmodal_seg",
@@ -126,18 +154,19 @@ def make_lighting(values: dict[str, str]) -> Node:
         arguments=["--ros-args", "--log-level", values["log_level"]],
         sigterm_timeout=SIGTERM_TIMEOUT,
         output="screen",
-        on_exit=start_again(lambda: make_lighting(values), after=lambda code: code < 0),
+        on_exit=start_again(lambda: make_lighting(values, group), group=group, after=lambda code: code < 0),
     )
 
 
 def start_again(
-    make: Callable[[], Node], *, after: Callable[[int], bool], otherwise: Sequence[Action] = ()
+    make: Callable[[], Node], *, group: Group, after: Callable[[int], bool], otherwise: Sequence[Action] = ()
 ) -> Callable[[ProcessExited, LaunchContext], list]:
     """What to do when a node has ended: start a new one after some exit codes, unless everything is ending."""
 
     def ended(event: ProcessExited, context: LaunchContext) -> list:
         if after(event.returncode) and not context.is_shutdown:
-            return [TimerAction(period=RESTART_S, actions=[make()])]
+            inside = GroupAction([OpaqueFunction(function=group.restore), make()])
+            return [TimerAction(period=RESTART_S, actions=[inside])]
         return list(otherwise)
 
     return ended

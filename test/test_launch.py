@@ -21,6 +21,7 @@ import pytest
 
 pytest.importorskip("launch_ros", reason="launch_ros is missing: it comes with a ROS installation, not from PyPI")
 
+from ament_index_python.packages import get_package_share_directory
 from diagnostic_msgs.msg import DiagnosticArray
 from helpers import make_calibration, make_frame
 from lifecycle_msgs.srv import GetState
@@ -241,7 +242,8 @@ def test_wrong_coefficients_end_the_lighting_node_with_one_sentence_and_segmenta
 def test_a_segmentation_node_that_lost_its_gpu_is_started_again() -> None:
     seg = load_launch_module("seg")
     otherwise = [seg.Shutdown(reason="the end")]
-    ended = seg.start_again(lambda: "a new node", after=lambda code: code == GPU_LOST, otherwise=otherwise)
+    again = {"group": seg.Group({}, {}), "after": lambda code: code == GPU_LOST, "otherwise": otherwise}
+    ended = seg.start_again(lambda: seg.OpaqueFunction(function=print), **again)
     for code, is_shutdown, expected in (
         (GPU_LOST, False, seg.TimerAction),
         (GPU_LOST, True, seg.Shutdown),
@@ -251,6 +253,47 @@ def test_a_segmentation_node_that_lost_its_gpu_is_started_again() -> None:
         (action,) = ended(SimpleNamespace(returncode=code), SimpleNamespace(is_shutdown=is_shutdown))
         assert type(action) is expected
     assert seg.GPU_LOST == GPU_LOST
+
+
+GROUP = """
+from launch import LaunchDescription
+from launch.actions import GroupAction, IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch_ros.actions import PushRosNamespace, SetRemap
+
+def generate_launch_description():
+    seg = IncludeLaunchDescription(PythonLaunchDescriptionSource({path!r}), launch_arguments=[("lighting", "false")])
+    return LaunchDescription([GroupAction([PushRosNamespace("robot1"), SetRemap("/in", "/out"), seg])])
+"""
+# Writes down how it was started, and loses its GPU the first time.
+STAND_IN = """#!/bin/sh
+echo "$FASTDDS_BUILTIN_TRANSPORTS $*" >> {starts}
+[ $(wc -l < {starts}) -gt 1 ] || exit 75
+"""
+
+
+def test_a_node_that_is_started_again_is_in_the_same_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefix, starts = tmp_path / "prefix", tmp_path / "starts"
+    for folder in ("lib/xmodal_seg", "share/ament_index/resource_index/packages"):
+        (prefix / folder).mkdir(parents=True)
+    (prefix / "share/ament_index/resource_index/packages/xmodal_seg").touch()
+    (prefix / "share/xmodal_seg").symlink_to(get_package_share_directory("xmodal_seg"))
+    (prefix / "lib/xmodal_seg/segmentation_node").write_text(STAND_IN.format(starts=starts))
+    (prefix / "lib/xmodal_seg/segmentation_node").chmod(0o755)
+    (tmp_path / "group.launch.py").write_text(GROUP.format(path=str(LAUNCH / "seg.launch.py")))
+    monkeypatch.setenv("AMENT_PREFIX_PATH", os.pathsep.join([str(prefix), os.environ["AMENT_PREFIX_PATH"]]))
+    monkeypatch.delenv("FASTDDS_BUILTIN_TRANSPORTS")
+
+    done = subprocess.run(
+        ["ros2", "launch", str(tmp_path / "group.launch.py")], capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+
+    assert starts.is_file(), done.stdout + done.stderr
+    first, second = (re.sub(r"/tmp/launch_params_\S+", "", line) for line in starts.read_text().splitlines())
+    assert first == second
+    assert first.startswith("LARGE_DATA ")
+    assert "__ns:=/robot1" in first
+    assert "/in:=/out" in first
 
 
 def test_a_lighting_node_that_is_killed_is_started_again(listener: Listener, checkpoint: Path, tmp_path: Path) -> None:
