@@ -222,7 +222,9 @@ def test_on_and_off_may_come_as_yaml_reads_them(make_node: MakeNode, value: bool
 
 
 def test_a_switch_that_is_neither_is_refused(make_node: MakeNode) -> None:
-    with pytest.raises(ValueError, match="parameters of parameters_0: mode: Input should be 'off', 'watch' or 'on'"):
+    with pytest.raises(
+        ValueError, match="parameters_0: mode: Input should be 'off', 'watch' or 'on', got 3"
+    ):
         declare(make_node(mode=3), SwitchSettings)
 
 
@@ -287,7 +289,7 @@ def test_values_that_only_fit_together_are_set_together(guarded: tuple[Node, lis
     ("name", "value", "reason"),
     [
         ("warn_ms", 501.0, "warn_ms 501 is above error_ms 500"),
-        ("sync.tolerance_s", 0.0, "sync.tolerance_s: Input should be greater than 0"),
+        ("sync.tolerance_s", 0.0, "sync.tolerance_s: Input should be greater than 0, got 0.0"),
         ("sync.tolerance_s", 3.0, "out of range"),
         ("depth", 6, "read-only"),
         ("warn_ms", 1, "Wrong parameter type"),

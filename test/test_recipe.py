@@ -145,6 +145,7 @@ def test_merge_replaces_lists_and_joins_mappings() -> None:
         ({"optim": {"step": 5}}, r"optim.step: unknown key \(did you mean 'steps'\?\)"),
         ({"losses": {"lambda": 1}}, r"losses.lambda: unknown key \(did you mean 'lambda_"),
         ({"optim": {"batch_size": None}}, "optim.batch_size: Input should be a valid integer"),
+        ({"optim": {"batch_size": 0}}, "optim.batch_size: Input should be greater than 0, got 0"),
         ({"data": {"augment_source": {"points": {"nose": 1}}}}, r"augment_source.points.nose: .*'noise'"),
         ({"feature_cache": True, "data": {"augment_target": {"image": {"jitter": 0.4}}}}, "target.image.jitter alters"),
         ({"feature_cache": True, "model": {"image_backbone": {"kind": "unet", "name": "narrow"}}}, "kind 'unet'"),

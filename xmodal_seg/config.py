@@ -6,6 +6,7 @@ Every class is frozen, and an unknown or misspelt key is an error that names it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from xmodal_seg.structures import Head
 
 PointScope = Literal["visible", "all"]
+_LONGEST_GIVEN = 60  # characters
 _MESSAGES = {"extra_forbidden": "there is no such setting"}
 SettingsT = TypeVar("SettingsT", bound="Settings")
 
@@ -221,13 +223,19 @@ def load_settings(cls: type[SettingsT], path: str | Path) -> SettingsT:
     return parse_settings(cls, values, where=str(path))
 
 
+def given_value(error: Mapping[str, Any]) -> str:
+    """What came, where pydantic's message says only what should have come."""
+    is_short = isinstance(error["input"], str | int | float) and len(str(error["input"])) <= _LONGEST_GIVEN
+    return f", got {error['input']!r}" if is_short and error["msg"].startswith("Input should") else ""
+
+
 def parse_settings(cls: type[SettingsT], values: dict[str, Any], *, where: str) -> SettingsT:
     """Validate `values`; a ValueError lists each wrong key with its reason in one line, after `where`."""
     try:
         return cls.model_validate(values)
     except ValidationError as error:
         reasons = [
-            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {_MESSAGES.get(e['type'], e['msg'])}"
+            f"{'.'.join(map(str, e['loc'])) or 'settings'}: {_MESSAGES.get(e['type'], e['msg'])}{given_value(e)}"
             for e in error.errors()
         ]
         raise ValueError(f"{where}: {'; '.join(reasons)}") from error

@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from xmodal_seg.config import given_value
 from xmodal_seg.training.recipe_settings import Recipe
 
 SIZES = ("small", "full")
@@ -147,7 +148,7 @@ def _reason(error: Any) -> str:
         return f"{key}: unknown key{_nearest(str(location[-1]), _known_keys(location[:-1]))}"
     if error["type"] == "missing":
         return f"{key}: missing"
-    return f"{key}: {error['msg'].removeprefix('Value error, ')}"
+    return f"{key}: {error['msg'].removeprefix('Value error, ')}{given_value(error)}"
 
 
 def _known_keys(location: Sequence[Any]) -> list[str]:
