@@ -125,15 +125,16 @@ def test_xmudas_rows_have_xmudas_lambdas(shift: str) -> None:
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
-@pytest.mark.parametrize("method", ["source_only", "target_only", "xmuda", "xmuda_fuse"])
+@pytest.mark.parametrize("method", ["source_only", "target_only", "xmuda", "xmuda_pl", "xmuda_fuse"])
 def test_xmudas_networks_see_xmudas_images(shift: str, method: str) -> None:
-    settings = compose(ROOT / "training" / "recipes", shift=shift, method=method, size="full")
+    made = {"shift": shift, "method": method, "overrides": ["data.pseudo_labels=some/folder"]}
+    settings = compose(ROOT / "training" / "recipes", **made, size="full")
     is_nuscenes = shift.startswith("nuscenes")
     crop = None if is_nuscenes else (302, 480)
     assert settings.model.preprocess.image_size == ((225, 400) if is_nuscenes else (370, 1226))
     assert (settings.data.image_size_source, settings.data.image_size_target_train) == (crop, crop)
     assert (settings.optim.batch_size, settings.precision) == (8, "32-true")
-    small = compose(ROOT / "training" / "recipes", shift=shift, method=method, size="small")
+    small = compose(ROOT / "training" / "recipes", **made, size="small")
     assert small.model.preprocess == recipe(shift, "small").model.preprocess
 
 

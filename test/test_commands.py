@@ -112,6 +112,14 @@ def test_info_says_what_a_checkpoint_holds(checkpoint: Path, capsys: pytest.Capt
     assert found["devices"][0]["device"] == "cpu"
 
 
+def test_info_says_that_a_gpu_stands_idle(
+    checkpoint: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xmodal_seg.devices.unused_gpu", lambda: "there is a GPU, but the CPU computes")
+    assert main(["info", "--checkpoint", str(checkpoint)]) == 0
+    assert "\nthere is a GPU, but the CPU computes\n" in capsys.readouterr().out
+
+
 def test_info_says_that_weights_are_untrained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = SegmentationModel(settings=tiny_settings())
     save_checkpoint(tmp_path / "raw", model, label_space=SPACE, metadata={"trained": False})
@@ -200,8 +208,10 @@ def test_label_bag_takes_choices_and_protects_earlier_results(
     assert all((labels == UNLABELED).all() for labels in read_labels(tmp_path / "output").values())
     assert main(arguments) == 2
     assert "exists already" in capsys.readouterr().err
-    assert main([*arguments, "--overwrite", "--cameras", "camera_1"]) == 0
-    assert "cameras /camera_1/image/compressed\n" in capsys.readouterr().out
+    assert main([*arguments, "--overwrite", "--cameras", "camera_1", "--precision", "bfloat16"]) == 0
+    said = capsys.readouterr().out
+    assert "cameras /camera_1/image/compressed\n" in said
+    assert " in bfloat16\n" in said
 
 
 def test_report_compares_only_the_same_classes(tmp_path: Path) -> None:

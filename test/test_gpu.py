@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only a GPU can show: spconv's implicit GEMM against our own tables, precision, banks, the adapter's thread."""
+"""What only a GPU can show: spconv's implicit GEMM against our own tables, precision, training steps, memory."""
 
 from __future__ import annotations
 

@@ -222,9 +222,7 @@ def test_on_and_off_may_come_as_yaml_reads_them(make_node: MakeNode, value: bool
 
 
 def test_a_switch_that_is_neither_is_refused(make_node: MakeNode) -> None:
-    with pytest.raises(
-        ValueError, match="parameters_0: mode: Input should be 'off', 'watch' or 'on', got 3"
-    ):
+    with pytest.raises(ValueError, match="parameters_0: mode: Input should be 'off', 'watch' or 'on', got 3"):
         declare(make_node(mode=3), SwitchSettings)
 
 

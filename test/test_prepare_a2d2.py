@@ -150,7 +150,8 @@ def test_a_missing_image_or_sequence_is_no_complete_download(small: Path, tmp_pa
         (root / sequence).mkdir(exist_ok=True)
     assert run_prepare("a2d2", small, tmp_path / "out", "--check-only") == 1
     assert "20180807_145028" not in (error := capsys.readouterr().err)
-    assert "holds no frame of front_center; is this sequence extracted?" in error
+    assert "no frame of front_center in 20180925_101535, 20180925_112730" in error
+    assert "are they extracted?" in error
 
 
 def no_row_file(root: Path) -> str:

@@ -18,7 +18,7 @@ from xmodal_seg.config import HeadSettings
 from xmodal_seg.training.table import Row, code_hash, columns_of, find_row, make_row, markdown, read_rows, stages_hash
 from xmodal_seg.training.table_classes import FIELDS as CLASS_FIELDS
 from xmodal_seg.training.table_classes import append_classes, classes_markdown
-from xmodal_seg.training.table_runs import CODE_FILE, Finished, Run, _gpus, _in_pool, _note_code
+from xmodal_seg.training.table_runs import CODE_FILE, Finished, Run, _gpus, _in_pool, _note
 
 OURS = HeadSettings()
 XMUDA = HeadSettings(main=("2d", "3d"), mimic=(), ensemble=("2d", "3d"))
@@ -31,12 +31,8 @@ def row(method: str, seed: int, heads: HeadSettings, **scores: float) -> Row:
         name: {"miou": scores.get(name, 0.0), "miou_absent_zero": 0.0} for name in (*heads.main, "ensemble")
     }
     test = dict.fromkeys(("best", "best_single", "last"), of_heads)
-    results = {
-        "made_with": "torch 2.15.0",
-        "trainable_parameters": {"heads": 1000 + seed * 1000, "tuning": 700, "tuning_on": 200},
-        "test": test,
-    }
-    return make_row(key, code_hash="c", minutes=1.0, heads=heads, results=results)
+    results = {"trainable_parameters": {"heads": 1000 + seed * 1000, "tuning": 700, "tuning_on": 200}, "test": test}
+    return make_row(key, code_hash="c", made_with="torch", minutes=1.0, heads=heads, results=results)
 
 
 def test_second_stages_come_before_chains_that_have_not_begun(tmp_path: Path) -> None:
@@ -87,13 +83,13 @@ def test_seeds_are_counted_by_shift() -> None:
 
 
 def test_a_run_names_all_code_that_it_has_seen(tmp_path: Path) -> None:
-    assert _note_code(tmp_path) == code_hash()
+    assert _note(tmp_path, CODE_FILE, "new") == ["new"]
     (tmp_path / CODE_FILE).write_text("older\n", encoding="utf-8")
-    assert _note_code(tmp_path) == code_hash()  # it had come to no state, and begins anew
-    (tmp_path / CODE_FILE).write_text("older\n", encoding="utf-8")
+    assert _note(tmp_path, CODE_FILE, "new") == ["new"]  # it had come to no state, and begins anew
+    (tmp_path / CODE_FILE).write_text("older one\n", encoding="utf-8")
     (tmp_path / "state.pt").touch()
-    assert _note_code(tmp_path) == f"older+{code_hash()}"
-    assert _note_code(tmp_path) == f"older+{code_hash()}"
+    assert _note(tmp_path, CODE_FILE, "new") == ["older one", "new"]
+    assert _note(tmp_path, CODE_FILE, "new") == ["older one", "new"]
 
 
 def test_a_worker_sees_one_gpu_and_does_not_outlive_a_killed_parent() -> None:
@@ -136,7 +132,7 @@ def _runs(stat: Path) -> bool:
         return False
 
 
-@pytest.mark.parametrize(("visible", "gpus"), [(None, ["0", "1"]), ("3,5", ["3", "5"]), ("", [""])])
+@pytest.mark.parametrize(("visible", "gpus"), [(None, ["0", "1"]), ("3, 5", ["3", "5"]), ("", [""])])
 def test_gpus_that_workers_take_in_turn(visible: str | None, gpus: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -29,7 +29,7 @@ from xmodal_seg.adaptation.labelled_frames import gate_frames
 from xmodal_seg.adaptation.settings import AdaptationSettings
 from xmodal_seg.bag_evaluation import MINUTE_NS, Mode, compare
 from xmodal_seg.bag_files import open_bag
-from xmodal_seg.commands.bag_arguments import add_bag_arguments
+from xmodal_seg.commands.bag_arguments import add_bag_arguments, add_device_arguments
 from xmodal_seg.commands.evaluation_drive import Drive, add_truth_arguments, check_classes, frames_with_truth, look_into
 from xmodal_seg.config import load_settings
 from xmodal_seg.evaluation_modes import Adapting, LightOfFrames, ModeName, make_mode
@@ -108,7 +108,7 @@ def check_length(arguments: argparse.Namespace) -> None:
 
 def drive_once(arguments: argparse.Namespace, drive: Drive, name: str) -> Outcome:
     """The whole drive with the shipped weights, without a fault, or with the named one."""
-    segmenter = Segmenter.load(arguments.checkpoint, device=arguments.device)
+    segmenter = Segmenter.load(arguments.checkpoint, device=arguments.device, precision=arguments.precision)
     check_classes(arguments, drive, segmenter.label_space)
     mode = mode_of(arguments, segmenter, "select" if name == SHIPPED else "on")
     watch = Watch(mode.adapter if isinstance(mode, Adapting) else None)
@@ -236,7 +236,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, type=Path, metavar="FOLDER", help="where poison.json goes")
     parser.add_argument("--adaptation", required=True, metavar="FILE", help="YAML of settings of the adapter")
     parser.add_argument("--checkpoint", help="folder, or the name of a shipped one (default: nuscenes)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    add_device_arguments(parser)
     parser.add_argument("--start-s", type=float, default=120.0, help="begin of the fault (default: %(default)s)")
     parser.add_argument("--duration-s", type=float, default=60.0, help="of the fault (default: %(default)s)")
     parser.add_argument(

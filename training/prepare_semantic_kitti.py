@@ -17,7 +17,9 @@ def make_source(args: argparse.Namespace) -> SemanticKittiSource:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--hidden-test", action="store_true", help="also sequences 11 to 21, which have no published labels"
+        "--hidden-test",
+        action="store_true",
+        help="also sequences 11 to 21, which have no published labels; for a --bag of one, too",
     )
 
 

@@ -198,6 +198,7 @@ class Table:
         row = make_row(
             finished.run.key,
             code_hash=finished.code,
+            made_with=finished.made_with,
             minutes=finished.minutes,
             heads=finished.run.recipe.model.heads,
             results=finished.results,

@@ -48,7 +48,18 @@ BackboneStorage = Literal["float32", "float16", "omit"]
 _BACKBONE_PREFIX = "image_backbone."
 _BANK_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _TENSOR_FILE = re.compile(r"(shared|bank_[A-Za-z0-9_-]+)\.[0-9a-f]{12}\.safetensors")
-_PACKAGES = ("xmodal_seg", "torch", "timm", "safetensors", "numpy", "spconv-cu120", "spconv-cu126", "spconv")
+_PACKAGES = (
+    "xmodal_seg",
+    "torch",
+    "timm",
+    "safetensors",
+    "numpy",
+    "spconv-cu120",
+    "spconv-cu121",
+    "spconv-cu124",
+    "spconv-cu126",
+    "spconv",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from pathlib import Path
@@ -14,8 +15,13 @@ Precision = Literal["float32", "bfloat16"]
 
 # Linux's names of an NVIDIA card and of a Jetson's GPU.
 _DRIVER_FILES = ("/dev/nvidia0", "/dev/nvhost-gpu")
-# torch's and spconv's words for an error after which a process can do nothing more on its GPU.
-_LOST = re.compile(r"CUDA error|cuda execution failed|CUDNN_STATUS_EXECUTION_FAILED|CUBLAS_STATUS_EXECUTION_FAILED")
+# CUDA's words, as torch and spconv pass them on, for errors after which a process can do nothing more on its GPU.
+_LOST = re.compile(
+    "illegal memory access|illegal address|illegal instruction|misaligned address|invalid program counter|"
+    "hardware stack error|unspecified launch failure|device-side assert|the launch timed out|uncorrectable|"
+    "GPU is lost|fallen off the bus|device is unavailable|no CUDA-capable device is detected",
+    re.IGNORECASE,
+)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -35,7 +41,9 @@ def resolve_device(name: str) -> torch.device:
 
 def unused_gpu() -> str | None:
     """A sentence where this machine has an NVIDIA GPU that torch cannot use, and 'auto' therefore means the CPU."""
-    if torch.cuda.is_available() or not any(Path(file).exists() for file in _DRIVER_FILES):
+    is_there = any(Path(file).exists() for file in _DRIVER_FILES)
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if torch.cuda.is_available() or not is_there or is_hidden:
         return None
     if torch.version.cuda is None:
         return f"there is a GPU, but torch {torch.__version__} is built without CUDA: the CPU computes"
@@ -56,9 +64,5 @@ def device_name(device: torch.device) -> str:
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether the error ends all further work on the GPU; out of memory does not."""
-    return (
-        isinstance(error, RuntimeError)
-        and not isinstance(error, torch.OutOfMemoryError)
-        and bool(_LOST.search(str(error)))
-    )
+    """Whether the error ends all further work of this process on the GPU; out of memory does not."""
+    return isinstance(error, RuntimeError) and bool(_LOST.search(str(error)))

@@ -137,7 +137,7 @@ def make_segmenter(device: torch.device, networks: str) -> Segmenter:
         return Segmenter.load(None, device=str(device))
     settings = untrained_settings()
     if networks == "paper":
-        backbone = ImageBackboneSettings(name="vit_large_patch16_radio_v3.c_radio", weights="none")
+        backbone = ImageBackboneSettings(name="naflexvit_large_patch16_radio_v3.c_radio", weights="none")
         settings = ModelSettings(num_classes=NUSCENES_6.num_classes, image_backbone=backbone)
     torch.manual_seed(0)
     return Segmenter(

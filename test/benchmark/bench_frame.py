@@ -79,7 +79,7 @@ def model_settings(name: str) -> ModelSettings:
     """demo: the small untrained model; paper: ViT-L with patch 16 and the full 3D net, random weights."""
     if name == "demo":
         return untrained_settings()
-    backbone = ImageBackboneSettings(name="vit_large_patch16_radio_v3.c_radio", weights="none")
+    backbone = ImageBackboneSettings(name="naflexvit_large_patch16_radio_v3.c_radio", weights="none")
     return ModelSettings(num_classes=NUSCENES_6.num_classes, image_backbone=backbone)
 
 

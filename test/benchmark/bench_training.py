@@ -170,7 +170,8 @@ def point_backbone_ms(trainer: Trainer, batch: Batch, *, repeats: int) -> float:
 def wait_percent(trainer: Trainer, *, steps: int) -> float:
     """Share of the time of a run that its training process waits for one reading process."""
     total = trainer.step + steps + WARM_UP
-    items = iter(loader(trainer.training_steps(total, start=trainer.step), num_workers=1))
+    device = trainer.fabric.device
+    items = iter(loader(trainer.training_steps(total, start=trainer.step), num_workers=1, device=device))
     waits_s, steps_s = [], []
     while trainer.step < total:
         start_s = time.perf_counter()

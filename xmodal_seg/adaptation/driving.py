@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import torch
 
@@ -92,7 +93,7 @@ class AdapterThread:
     def _run(self) -> None:
         torch.set_num_threads(self._num_threads)
         self._has_own_threads.set()
-        with torch.cuda.stream(self._stream):
+        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             while not self._stopping.is_set():
                 started_s = time.monotonic()
                 self._wait_until_idle()

@@ -14,6 +14,7 @@ PACKAGES = (
     "spconv-cu121",
     "spconv-cu124",
     "spconv-cu126",
+    "spconv",
     "timm",
     "numpy",
     "opencv-python-headless",

@@ -190,7 +190,8 @@ def _import_spconv() -> Any:
     except ImportError as error:
         raise ImportError(
             "the 3D network needs spconv: pip install spconv-cu120 (Python 3.10 and 3.11) or spconv-cu126 (Python 3.12 "
-            f"and newer), on a machine without a GPU as well ({error})"
+            "and newer), on a machine without a GPU as well; on ARM build it from source, see docs/ros_installation.md "
+            f"({error})"
         ) from error
     return spconv
 

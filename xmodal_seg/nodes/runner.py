@@ -56,9 +56,10 @@ def run_node(
     try:
         rclpy.init(args=list(argv) if argv is not None else None, signal_handler_options=SignalHandlerOptions.NO)
         node = make_node()
-        if not on_start(node):
-            return 1
-        _spin(node, stop, finished)
+        if on_start(node):
+            _spin(node, stop, finished)
+        else:
+            code = 1
     except GpuLostError as error:
         print(f"xmodal_seg: {error}", file=sys.stderr)
         code = GPU_LOST
@@ -66,7 +67,7 @@ def run_node(
         if node is not None and not isinstance(error, ValueError):
             raise
         print(f"xmodal_seg: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 1
+        code = 1
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:

@@ -88,13 +88,7 @@ class SegmentationNode(LifecycleNode):
             torch.set_num_threads(settings.num_threads)
         calibration_file = load_calibration_file(settings.calibration_file) if settings.calibration_file else None
         decode_image = make_image_decoder(settings.image_decoder)
-        segmenter = Segmenter.load(
-            settings.checkpoint or None,
-            device=settings.device,
-            point_scope=settings.point_scope,
-            precision=settings.precision,
-        )
-        segmenter.warm_up(num_cameras=len(settings.cameras))
+        segmenter = self._load_model()
         worker = Worker(handler=self._process, on_error=self._frame_failed, name="inference")
         adaptation = AdaptationLink(segmenter=segmenter, settings=settings.adaptation, idle=lambda: worker.is_idle)
         extrinsics = make_extrinsics(node=self, settings=settings, calibration_file=calibration_file)
@@ -194,6 +188,21 @@ class SegmentationNode(LifecycleNode):
             configured.adaptation.close()  # first: the segmenter empties the GPU's cache, of these models too
             configured.segmenter.close()
 
+    def _load_model(self) -> Segmenter:
+        settings = self.settings
+        try:
+            segmenter = Segmenter.load(
+                settings.checkpoint or None,
+                device=settings.device,
+                point_scope=settings.point_scope,
+                precision=settings.precision,
+            )
+            segmenter.warm_up(num_cameras=len(settings.cameras))
+        except RuntimeError as error:
+            self._gpu_lost = str(error) if is_lost(error) else None
+            raise
+        return segmenter
+
     def _require_configured(self) -> _Configured:
         if self._configured is None:
             raise RuntimeError("not configured")
@@ -283,10 +292,10 @@ class SegmentationNode(LifecycleNode):
     def _frame_failed(self, error: Exception) -> None:
         """A frame that cannot be labelled is said and left; the next one is processed."""
         sentence = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        self._health.count("failed_frames")
-        self._report("sweep not labelled", sentence, level="ERROR")
         if is_lost(error):
             self._gpu_lost = sentence
+        self._health.count("failed_frames")
+        self._report("sweep not labelled", sentence, level="ERROR")
 
     def _warnings(self, segmenter: Segmenter) -> list[str]:
         """What is wrong with the model for as long as it serves."""
@@ -377,7 +386,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _autostart(node: SegmentationNode) -> bool:
-    return not node.settings.autostart or configure_and_activate(node)
+    if not node.settings.autostart or configure_and_activate(node):
+        return True
+    _check_gpu(node)
+    return False
 
 
 def _check_gpu(node: SegmentationNode) -> bool:

@@ -111,6 +111,7 @@ def _key(job: _Job, *, fingerprint: str, mirror: bool) -> str:
 
 def _fill(folder: Path, job: _Job, *, mirror: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / MAPS_FILE).unlink(missing_ok=True)  # of a run that was killed
     stored: np.memmap | None = None
     dataset = job.dataset
     what = f"image features of {dataset.name}{', mirrored' if mirror else ''}"
@@ -136,7 +137,7 @@ def _check_room(folder: Path, *, needed: int, what: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
-            f"feature_cache: the {what} take {needed / 1e9:.1f} GB, of which {folder} has {free / 1e9:.1f}; choose "
+            f"feature_cache: the {what} take {needed / 1e9:.3g} GB, but {folder} has {free / 1e9:.3g} GB left; choose "
             "another data.root or switch feature_cache off"
         )
 

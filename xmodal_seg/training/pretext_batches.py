@@ -54,6 +54,7 @@ class PretextBatch:
     piece: torch.Tensor  # (V, 1, h, w) int64, -1 in the sky
 
     def to(self, device: torch.device) -> PretextBatch:
+        """The same windows and targets on `device`."""
         return PretextBatch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
 

@@ -45,10 +45,10 @@ def sum_gradients(fabric: Fabric, parameters: Iterable[nn.Parameter]) -> None:
 
 def average_buffers(fabric: Fabric, model: nn.Module) -> None:
     """Replace running statistics by their mean over all processes; fixed ones are equal and stay as they are."""
-    if fabric.world_size == 1:
-        return
     running = (module for module in model.modules() if not isinstance(module, FixedNorm))
     buffers = [buffer for module in running for buffer in module.buffers(recurse=False) if buffer.is_floating_point()]
+    if fabric.world_size == 1 or not buffers:
+        return
     total = sum_over_processes(fabric, _flatten_dense_tensors(buffers))
     for buffer, summed in zip(buffers, _unflatten_dense_tensors(total, buffers), strict=True):
         buffer.copy_(summed / fabric.world_size)

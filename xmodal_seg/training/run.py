@@ -15,8 +15,7 @@ from lightning_fabric import Fabric
 from rich.console import Console
 from rich.progress import track
 
-from xmodal_seg.checkpoint import Checkpoint, load_checkpoint, versions
-from xmodal_seg.devices import device_name
+from xmodal_seg.checkpoint import Checkpoint, load_checkpoint
 from xmodal_seg.models.image_backbone import ImageBackbone
 from xmodal_seg.models.segmenter import SegmentationModel
 from xmodal_seg.models.tuning.tuned_vit import TunedViT
@@ -70,7 +69,7 @@ class Setup:
     def items(self, batches: EvaluationBatches, *, what: str, console: Console | None = None) -> Iterable[DomainBatch]:
         """The batches, read ahead; a progress bar on stderr, or on `console`, says `what` is done with them."""
         return track(
-            loader(batches, num_workers=self.recipe.data.num_workers),
+            loader(batches, num_workers=self.recipe.data.num_workers, device=self.fabric.device),
             description=f"{what} {batches.dataset.name}",
             total=len(batches),
             console=console or Console(stderr=True),
@@ -142,7 +141,6 @@ def evaluate_run(run: Path, *, console: Console | None = None) -> dict[str, Any]
         "data": setup.domains.target_test.name,
         "fingerprint": setup.domains.fingerprint,
         "recipe_hash": setup.recipe.result_hash(),
-        "made_with": _made_with(setup.fabric.device),
         "trainable_parameters": trainable_parameters(setup.model, last),
         "class_names": list(setup.domains.label_space.class_names),
         "validation": best.metadata["best"],
@@ -221,13 +219,6 @@ def _sources(setup: Setup) -> Sources:
         pseudo_labels=pseudo_labels,
         pseudo_labels_hash=pseudo_labels_hash,
     )
-
-
-def _made_with(device: torch.device) -> str:
-    """What the last digits of a result depend on besides recipe, data and code: libraries and the device."""
-    found = versions()
-    packages = [f"{name} {found[name]}" for name in found if name in ("torch", "timm") or name.startswith("spconv")]
-    return ", ".join([*packages, device_name(device)])
 
 
 def _models_by_bank(checkpoint: Checkpoint, *, image_backbone: ImageBackbone | None) -> dict[str, SegmentationModel]:

@@ -216,8 +216,11 @@ class EvaluationBatches(Dataset):
         return make_batch(frames, indices, inputs=self._inputs, feature_maps=self._feature_maps)
 
 
-def loader(dataset: Dataset, *, num_workers: int) -> Iterable[Any]:
-    """The items of `dataset` in order, read ahead by `num_workers` processes (0: when they are asked for)."""
+def loader(dataset: Dataset, *, num_workers: int, device: torch.device) -> Iterable[Any]:
+    """The items of `dataset` in order, read ahead by `num_workers` processes (0: when they are asked for).
+
+    They stay on the CPU, for a GPU in memory from which it copies.
+    """
     if num_workers == 0:
         return _in_order(dataset)
     return DataLoader(
@@ -226,7 +229,7 @@ def loader(dataset: Dataset, *, num_workers: int) -> Iterable[Any]:
         num_workers=num_workers,
         worker_init_fn=_single_threaded,
         prefetch_factor=2,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=device.type == "cuda",
     )
 
 

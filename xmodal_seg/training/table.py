@@ -68,12 +68,18 @@ def columns_of(heads: HeadSettings) -> dict[str, str]:
 
 
 def make_row(
-    key: Mapping[str, Any], *, code_hash: str, minutes: float, heads: HeadSettings, results: Mapping[str, Any]
+    key: Mapping[str, Any],
+    *,
+    code_hash: str,
+    made_with: str,
+    minutes: float,
+    heads: HeadSettings,
+    results: Mapping[str, Any],
 ) -> Row:
     """A line of the CSV from a run's results.json."""
     row = dict.fromkeys(FIELDS, "")
     row |= {name: str(key[name]) for name in KEY}
-    row |= {"code_hash": code_hash, "made_with": results["made_with"], "minutes": f"{minutes:.1f}"}
+    row |= {"code_hash": code_hash, "made_with": made_with, "minutes": f"{minutes:.1f}"}
     groups, test = dict(results["trainable_parameters"]), results["test"]
     on = groups.pop("tuning_on", groups.get("tuning", 0))
     trained = sum(groups.values())

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from xmodal_seg.checkpoint import versions
+from xmodal_seg.devices import device_name
 from xmodal_seg.training.locks import alone
 from xmodal_seg.training.recipe import Recipe
 from xmodal_seg.training.run import evaluate_run, make_run_pseudo_labels, train
@@ -28,6 +30,7 @@ from xmodal_seg.training.table import code_hash
 # A second stage learns from the pseudo-labels of its first stage, of the same seed.
 FIRST_STAGE = {"ours_pl": "ours", "xmuda_pl": "xmuda"}
 CODE_FILE = "code.txt"  # a line for each version of the code that the run has seen
+MACHINE_FILE = "made_with.txt"  # the same for libraries and devices
 _PARENT_PERIOD_S = 1.0
 
 
@@ -52,6 +55,7 @@ class Finished:
     run: Run
     minutes: float = 0.0
     code: str = ""  # hashes of the code that made it, more than one where it was changed while the run was interrupted
+    made_with: str = ""  # libraries and device, likewise
     results: dict[str, Any] | None = None
     error: str | None = None
 
@@ -81,12 +85,14 @@ def make_run(run: Run) -> Finished:
     start_s = time.monotonic()
     try:
         with alone(run.folder):
-            code = _note_code(run.folder)
+            code = "+".join(_note(run.folder, CODE_FILE, code_hash()))
+            made_with = " + ".join(_note(run.folder, MACHINE_FILE, _libraries_and_device(run.recipe)))
             results = _results(run)
     except Exception as error:  # of whatever kind: the other runs of the table go on
         what = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         return Finished(run=run, error=f"{run.title}: {what}")
-    return Finished(run=run, minutes=(time.monotonic() - start_s) / 60, code=code, results=results)
+    minutes = (time.monotonic() - start_s) / 60
+    return Finished(run=run, minutes=minutes, code=code, made_with=made_with, results=results)
 
 
 def _results(run: Run) -> dict[str, Any]:
@@ -99,13 +105,21 @@ def _results(run: Run) -> dict[str, Any]:
         return evaluate_run(run.folder, console=console)
 
 
-def _note_code(folder: Path) -> str:
-    """Add the present code to those that a run has seen, and name them all; a run that begins has seen none."""
-    path = folder / CODE_FILE
-    seen = path.read_text(encoding="utf-8").split() if path.is_file() and (folder / STATE_FILE).is_file() else []
-    codes = list(dict.fromkeys([*seen, code_hash()]))
-    path.write_text("\n".join(codes) + "\n", encoding="utf-8")
-    return "+".join(codes)
+def _note(folder: Path, name: str, present: str) -> list[str]:
+    """Add what is present to the lines that a run has seen, and give them all; a run that begins has seen none."""
+    path = folder / name
+    begun = path.is_file() and (folder / STATE_FILE).is_file()
+    lines = list(dict.fromkeys([*(path.read_text(encoding="utf-8").splitlines() if begun else []), present]))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return lines
+
+
+def _libraries_and_device(recipe: Recipe) -> str:
+    """What the last digits of a result depend on besides recipe, data and code."""
+    found = versions()
+    packages = [f"{name} {found[name]}" for name in found if name in ("torch", "timm") or name.startswith("spconv")]
+    uses_gpu = recipe.accelerator != "cpu" and torch.cuda.is_available()
+    return ", ".join([*packages, device_name(torch.device("cuda" if uses_gpu else "cpu"))])
 
 
 def _in_pool(
@@ -145,7 +159,7 @@ def _gpus() -> list[str]:
     """What CUDA_VISIBLE_DEVICES may be for one GPU, for each of them; "" alone where there is none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return visible.split(",")
+        return [gpu.strip() for gpu in visible.split(",")]
     return [str(index) for index in range(torch.cuda.device_count())] or [""]
 
 

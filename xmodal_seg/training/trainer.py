@@ -115,7 +115,8 @@ class Trainer:
     def fit(self) -> None:
         """Train to the recipe's number of steps; NonFiniteLossError before a step that would spoil the weights."""
         total = self.recipe.optim.steps
-        items = iter(loader(self.training_steps(total, start=self.step), num_workers=self.recipe.data.num_workers))
+        steps = self.training_steps(total, start=self.step)
+        items = iter(loader(steps, num_workers=self.recipe.data.num_workers, device=self.fabric.device))
         self.model.train()
         if self._is_first:
             self._console.print(sizes_line(self.model, self.optimizer), highlight=False)
@@ -176,7 +177,7 @@ class Trainer:
             rank=self.fabric.global_rank,
             world_size=self.fabric.world_size,
         )
-        items = loader(batches, num_workers=self.recipe.data.num_workers)
+        items = loader(batches, num_workers=self.recipe.data.num_workers, device=self.fabric.device)
         scores = evaluate(self.model, items, device=self.fabric.device, autocast=self.fabric.autocast)
         for name, matrix in scores.items():
             counts = self._reduce(matrix.counts.to(self.fabric.device)).cpu()
@@ -246,7 +247,7 @@ class Trainer:
             feature_maps=self._sources.source_features if of_source else self._sources.target_features,
             every=-(-len(dataset) // MAX_FRAMES),
         )
-        items = loader(batches, num_workers=data.num_workers)
+        items = loader(batches, num_workers=data.num_workers, device=self.fabric.device)
         what = f"feature statistics of {dataset.name}"
         return track(items, what, total=len(batches), console=self._console, disable=not self._is_first)
 

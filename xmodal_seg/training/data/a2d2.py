@@ -100,12 +100,20 @@ class A2D2Source:
         return [SequenceInfo(name=name) for name in names]
 
     def frames(self) -> list[SourceFrame]:
-        return [
-            self._frame(sequence.name, stem, camera)
+        frames = {
+            sequence.name: [
+                self._frame(sequence.name, stem, camera)
+                for camera in self.cameras
+                for stem in self._image_stems(sequence.name, camera)
+            ]
             for sequence in self.sequences()
-            for camera in self.cameras
-            for stem in self._image_stems(sequence.name, camera)
-        ]
+        }
+        empty = [name for name, found in frames.items() if not found]
+        if empty and not self.partial:
+            raise ValueError(
+                f"{self.root}: no frame of {' or '.join(self.cameras)} in {', '.join(empty)}; are they extracted?"
+            )
+        return [frame for found in frames.values() for frame in found]
 
     def read_points(self, frame: SourceFrame) -> SweepPoints:
         points_path, camera = self.root / frame.points, frame.cameras[0]
@@ -135,8 +143,6 @@ class A2D2Source:
         for kind, ending in (("camera", "png"), ("label", "png"), ("lidar", "npz")):
             paths = (self.root / sequence / kind / f"cam_{camera}").glob(f"[!.]*.{ending}")
             stems |= {path.stem.replace(f"_{kind}_", "_camera_") for path in paths}
-        if not stems and not self.partial:
-            raise ValueError(f"{self.root / sequence}: holds no frame of {camera}; is this sequence extracted?")
         return sorted(stems)
 
     def _frame(self, sequence: str, stem: str, camera: str) -> SourceFrame:
