@@ -299,7 +299,7 @@ def test_wrong_parameters_end_the_start_with_one_sentence(checkpoint: Path, para
 def test_a_gpu_that_is_lost_ends_the_node_and_a_frame_that_fails_does_not(
     start: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    errors = iter([RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError("CUDA error: misaligned")])
+    errors = iter([RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError("CUDA error: misaligned address")])
 
     def fail(*_: Any, **__: Any) -> None:
         raise next(errors)
@@ -312,8 +312,8 @@ def test_a_gpu_that_is_lost_ends_the_node_and_a_frame_that_fails_does_not(
     assert not segmentation_node._check_gpu(harness.node)
 
     harness.points.publish(make_cloud(START_NS + 100 * MS))
-    harness.wait_for_status("CUDA error: misaligned")
-    with pytest.raises(GpuLostError, match="the GPU is lost to this process: RuntimeError: CUDA error: misaligned"):
+    harness.wait_for_status("CUDA error: misaligned address")
+    with pytest.raises(GpuLostError, match="the GPU is lost to this process: RuntimeError: CUDA error: misaligned address"):
         segmentation_node._check_gpu(harness.node)
 
 
@@ -321,3 +321,16 @@ def test_a_gpu_that_stands_idle_is_told(start: Callable[..., Harness], monkeypat
     monkeypatch.setattr(segmentation_node, "unused_gpu", lambda: "there is a GPU, but the CPU computes")
     harness = start(cameras=[""], device="auto")
     assert harness.wait_for_status("there is a GPU, but the CPU computes").level == b"\x01"
+
+
+def test_a_gpu_that_is_lost_while_the_model_is_loaded(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(segmentation_node.Segmenter, "warm_up", fail)
+    harness = Harness(checkpoint, cameras=[""], autostart=True)
+    try:
+        with pytest.raises(GpuLostError, match="illegal memory access"):
+            segmentation_node._autostart(harness.node)
+    finally:
+        harness.close()
