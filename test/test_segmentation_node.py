@@ -299,7 +299,8 @@ def test_wrong_parameters_end_the_start_with_one_sentence(checkpoint: Path, para
 def test_a_gpu_that_is_lost_ends_the_node_and_a_frame_that_fails_does_not(
     start: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    errors = iter([RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError("CUDA error: misaligned address")])
+    lost = "CUDA error: misaligned address"
+    errors = iter([RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError(lost)])
 
     def fail(*_: Any, **__: Any) -> None:
         raise next(errors)
@@ -312,8 +313,8 @@ def test_a_gpu_that_is_lost_ends_the_node_and_a_frame_that_fails_does_not(
     assert not segmentation_node._check_gpu(harness.node)
 
     harness.points.publish(make_cloud(START_NS + 100 * MS))
-    harness.wait_for_status("CUDA error: misaligned address")
-    with pytest.raises(GpuLostError, match="the GPU is lost to this process: RuntimeError: CUDA error: misaligned address"):
+    harness.wait_for_status(lost)
+    with pytest.raises(GpuLostError, match=f"the GPU is lost to this process: RuntimeError: {lost}"):
         segmentation_node._check_gpu(harness.node)
 
 
