@@ -31,6 +31,7 @@ import evaluate
 import make_pseudo_labels
 import merge_banks
 import merge_lora
+import report_teachers
 import reproduce_table
 import train
 
@@ -128,6 +129,23 @@ def test_evaluate_prints_and_pseudo_labels_are_made(
     assert "points kept: ensemble" in capsys.readouterr().out
 
 
+def test_teachers_are_compared_with_the_fused_head(
+    world: Path, first_stages: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = world / "runs" / "ours"
+    assert report_teachers.main([str(run), "--part", "test"]) == 0
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [[str(run), "2d"], [str(run), "3d"]]
+    assert evaluate.main([str(run)]) == 0
+    scores = json.loads((run / "results.json").read_text())["test"]["last"]
+    assert {row[6] for row in rows} == {f"{scores['fused']['miou']:.1f}"}
+    assert rows[0][5] == f"{scores['2d']['miou']:.1f}"
+    capsys.readouterr()
+    assert call_train(world, "xmuda") == 0
+    assert report_teachers.main([str(world / "runs" / "xmuda")]) == 1
+    assert "expected the main head 'fused'" in capsys.readouterr().err
+
+
 def test_runs_become_the_banks_of_one_checkpoint(
     world: Path, first_stages: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,7 +226,8 @@ def test_bad_recipes_end_in_one_sentence(
 def test_programs_without_a_run_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate.main([str(tmp_path)]) == 1
     assert make_pseudo_labels.main([str(tmp_path), "--out", str(tmp_path / "pl")]) == 1
-    assert capsys.readouterr().err.count("no run here (recipe.yaml is missing)") == 2
+    assert report_teachers.main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("no run here (recipe.yaml is missing)") == 3
 
 
 def make_table(world: Path, *methods: str, jobs: int = 1, flags: Sequence[str] = ()) -> int:

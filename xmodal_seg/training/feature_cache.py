@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import track
 
 from xmodal_seg.checkpoint import backbone_state
@@ -115,7 +116,7 @@ def _fill(folder: Path, job: _Job, *, mirror: bool) -> None:
     stored: np.memmap | None = None
     dataset = job.dataset
     what = f"image features of {dataset.name}{', mirrored' if mirror else ''}"
-    for index in track(range(len(dataset)), description=what):
+    for index in track(range(len(dataset)), description=what, console=Console(stderr=True)):
         maps = _maps(job, index, mirror=mirror)
         if stored is None:
             _check_room(folder, needed=len(dataset) * maps.nbytes, what=what)

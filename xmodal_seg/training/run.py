@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
@@ -19,6 +19,7 @@ from xmodal_seg.checkpoint import Checkpoint, load_checkpoint
 from xmodal_seg.models.image_backbone import ImageBackbone
 from xmodal_seg.models.segmenter import SegmentationModel
 from xmodal_seg.models.tuning.tuned_vit import TunedViT
+from xmodal_seg.structures import Head
 from xmodal_seg.training.data.dataset import Domains, FrameDataset
 from xmodal_seg.training.data.prepared import write_text
 from xmodal_seg.training.data.tasks import open_domains
@@ -28,9 +29,11 @@ from xmodal_seg.training.locks import alone
 from xmodal_seg.training.pseudo_labels import PseudoLabelStore, make_pseudo_labels
 from xmodal_seg.training.recipe import Recipe, load_recipe
 from xmodal_seg.training.streams import DomainBatch, EvaluationBatches, InputSettings, loader
+from xmodal_seg.training.teachers import HeadComparison, compare_with_student
 from xmodal_seg.training.trainer import BEST, LAST, RECIPE_FILE, Sources, Trainer, build_fabric, build_model
 
 RESULTS_FILE = "results.json"
+TargetPart = Literal["train", "val", "test"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +168,24 @@ def make_run_pseudo_labels(run: Path, folder: Path, *, console: Console | None =
         autocast=setup.fabric.autocast,
         items=setup.items(batches, what="labelling", console=console),
     )
+
+
+def compare_run_heads(
+    run: Path, *, part: TargetPart = "val", console: Console | None = None
+) -> dict[Head, HeadComparison]:
+    """By teacher: the other main heads of a run's last checkpoint against its fused one, on labelled target frames."""
+    setup = set_up(load_recipe(_file(run, RECIPE_FILE)), single=True)
+    datasets = {"train": setup.domains.target_train, "val": setup.domains.target_val, "test": setup.domains.target_test}
+    batches = setup.batches(datasets[part])
+    try:
+        return compare_with_student(
+            load_checkpoint(run / LAST, device=setup.fabric.device).build_model(),
+            setup.items(batches, what="comparing", console=console),
+            device=setup.fabric.device,
+            autocast=setup.fabric.autocast,
+        )
+    except ValueError as error:
+        raise ValueError(f"{run}: {error}") from error
 
 
 def trainable_parameters(model: SegmentationModel, last: SegmentationModel) -> dict[str, int]:

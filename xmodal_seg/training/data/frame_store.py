@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import track
 
 from xmodal_seg.labels import IGNORE_INDEX, LabelSpace
@@ -135,8 +136,9 @@ def write_frame_store(
     """
     folder.mkdir(parents=True, exist_ok=True)
     writer = _Writer(folder=folder, num_frames=num_frames)
-    description = f"{name}: {num_frames} frames"
-    for index, stored in zip(track(range(num_frames), description=description), frames, strict=False):
+    # stderr: what a program prints on stdout may be kept as a file
+    numbers = track(range(num_frames), description=f"{name}: {num_frames} frames", console=Console(stderr=True))
+    for index, stored in zip(numbers, frames, strict=False):
         writer.add(index, stored)
     cameras, has_intensity = writer.finish()
     index_values = {
