@@ -47,13 +47,22 @@ EXTRAS = {
         "ros-rosgraph-msgs",
     ],
     "sim": ["embreex>=2.17.7.post5", "pillow>=9.5"],
-    "train": ["lightning-fabric>=2.3", "torchmetrics>=1.4", "tensorboard>=2.15"],
+    "train": ["lightning-fabric>=2.3", "tensorboard>=2.15"],
     "radio": ["einops>=0.7"],
     "sun": ["astral>=3.2"],  # the sun's elevation as a prior of the lighting estimate
     "viz": ["rerun-sdk>=0.24"],
     # pytest 9 breaks ROS's launch_testing plugin, which every sourced ROS environment loads.
-    "test": ["pytest>=7.4,<9", "hypothesis>=6.90"],
-    "dev": ["pytest>=7.4,<9", "hypothesis>=6.90", "ruff>=0.6", "mypy>=1.10", "types-PyYAML", "psutil>=5.9", "uv>=0.5"],
+    "test": ["pytest>=7.4,<9", "hypothesis>=6.90", "torchmetrics>=1.4"],
+    "dev": [
+        "pytest>=7.4,<9",
+        "hypothesis>=6.90",
+        "torchmetrics>=1.4",  # what our metrics are compared with
+        "ruff>=0.6",
+        "mypy>=1.10",
+        "types-PyYAML",
+        "psutil>=5.9",
+        "uv>=0.5",
+    ],
 }
 
 setup(

@@ -25,9 +25,8 @@ import pydantic  # noqa: F401
 import torch
 import yaml  # noqa: F401
 
-for _name in ("lightning_fabric", "torchmetrics"):  # the extra `train`; the first one writes to the environment
-    if importlib.util.find_spec(_name) is not None:
-        importlib.import_module(_name)
+if importlib.util.find_spec("lightning_fabric") is not None:  # the extra `train`; it writes to the environment
+    importlib.import_module("lightning_fabric")
 
 
 class Refuse:

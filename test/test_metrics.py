@@ -40,6 +40,17 @@ def test_iou_equals_sets(points: tuple[np.ndarray, np.ndarray]) -> None:
     np.testing.assert_allclose(matrix.iou(), by_hand(*points))
 
 
+def test_iou_equals_torchmetrics(points: tuple[np.ndarray, np.ndarray]) -> None:
+    classification = pytest.importorskip("torchmetrics.classification", reason="needs the extra 'test'")
+    labels, predicted = (torch.from_numpy(values) for values in points)
+    answered = predicted < K  # torchmetrics knows no point without an answer
+    index = classification.MulticlassJaccardIndex(num_classes=K, average=None, ignore_index=IGNORE_INDEX)
+    index.update(predicted[answered], labels[answered])
+    matrix = ConfusionMatrix(num_classes=K)
+    matrix.update(labels[answered], predicted[answered])
+    np.testing.assert_allclose(np.nan_to_num(matrix.iou()), index.compute().numpy(), rtol=1e-6)
+
+
 def test_updates_add_up_and_torch_equals_numpy(points: tuple[np.ndarray, np.ndarray]) -> None:
     whole, parts = ConfusionMatrix(num_classes=K), ConfusionMatrix(num_classes=K)
     whole.update(*points)

@@ -15,7 +15,17 @@ import torch
 from tiny_world import tiny_recipe
 
 from xmodal_seg.config import HeadSettings
-from xmodal_seg.training.table import Row, code_hash, columns_of, find_row, make_row, markdown, read_rows, stages_hash
+from xmodal_seg.training.table import (
+    Row,
+    code_hash,
+    columns_of,
+    find_row,
+    gains,
+    make_row,
+    markdown,
+    read_rows,
+    stages_hash,
+)
 from xmodal_seg.training.table_classes import FIELDS as CLASS_FIELDS
 from xmodal_seg.training.table_classes import append_classes, classes_markdown
 from xmodal_seg.training.table_runs import CODE_FILE, Finished, Run, _gpus, _in_pool, _note
@@ -64,10 +74,27 @@ def test_mean_and_deviation_over_seeds() -> None:
         row("xmuda_fuse", 0, FUSE, ensemble=55.5),
     ]
     lines = markdown(rows, shifts=["night"], methods=["ours", "xmuda_fuse", "mlp"], protocol="last").splitlines()
-    assert lines[0] == "| method | night 2D | night VFM | night 3D | night 2D3D | average | trained | seeds |"
+    assert lines[0] == "| night | 2D | VFM | 3D | 2D3D | average | trained | seeds |"
+    assert len(lines) == 5
     assert lines[2] == "| ours | 61.0 ± 1.4 | 50.0 ± 0.0 | 41.5 ± 2.1 | 62.0 ± 1.4 | 54.8 | 2-3k (1-2k on) | 2 |"
     assert lines[3] == "| xmuda_fuse | - | - | - | 55.5 | - | 2k (1k on) | 1 |"
     assert lines[4] == "| mlp | - | - | - | - | - | - | 0 |"
+
+
+def test_gains_are_paired_by_seed() -> None:
+    rows = [
+        row("ours", 0, OURS, fused=61.0, **{"3d": 40.0}),
+        row("ours", 1, OURS, fused=66.0, **{"3d": 45.0}),
+        row("ours", 2, OURS, fused=99.0),
+        row("mlp", 0, OURS, fused=60.0, **{"3d": 41.0}),
+        row("mlp", 1, OURS, fused=64.0, **{"3d": 45.0}),
+        row("xmuda_fuse", 0, FUSE, ensemble=1.0),
+    ]
+    found = gains(rows, over="mlp")
+    assert [(line["method"], line["seed"]) for line in found] == [("ours", "0"), ("ours", "1"), ("xmuda_fuse", "0")]
+    assert [line["last_2d"] for line in found] == ["1.000", "2.000", ""]
+    assert [line["last_3d"] for line in found] == ["-1.000", "0.000", ""]
+    assert "| ours | 1.5 ± 0.7 |" in markdown(found, shifts=["night"], methods=["ours"], protocol="last")
 
 
 def test_a_line_tells_what_was_trained_and_what_was_on_at_the_end() -> None:
@@ -75,11 +102,20 @@ def test_a_line_tells_what_was_trained_and_what_was_on_at_the_end() -> None:
     assert (line["trainable_parameters"], line["trainable_on"]) == ("2700", "2200")
 
 
-def test_seeds_are_counted_by_shift() -> None:
-    rows = [row("ours", 0, OURS), row("ours", 1, OURS), row("mlp", 0, OURS)]
-    one = {**row("mlp", 0, OURS), "shift": "town"}
-    lines = markdown([*rows, one], shifts=["night", "town"], methods=["ours", "mlp"], protocol="last").splitlines()
-    assert [line.split("|")[-2].strip() for line in lines[2:]] == ["0-2", "1"]
+def test_shifts_have_a_table_each_and_one_of_means() -> None:
+    scores = {"fused": 60.0, "2d": 50.0, "3d": 40.0, "ensemble": 62.0}
+    rows = [
+        row("ours", 0, OURS, **scores),
+        row("ours", 1, OURS, **{**scores, "3d": 44.0}),
+        {**row("ours", 0, OURS, **{**scores, "3d": 20.0}), "shift": "town"},
+        row("mlp", 0, OURS, **scores),
+    ]
+    printed = markdown(rows, shifts=["night", "town"], methods=["ours", "mlp"], protocol="last")
+    night, town, means = (table.splitlines() for table in printed.split("\n\n"))
+    assert [line.split("|")[-2].strip() for line in (*night[2:], *town[2:])] == ["2", "1", "1", "0"]
+    assert means[0] == "| mean of 2 shifts | 2D | VFM | 3D | 2D3D | average |"
+    assert means[2] == "| ours | 60.0 | 50.0 | 31.0 | 62.0 | 51.0 |"  # 3D: (42 + 20) / 2, not (40 + 44 + 20) / 3
+    assert means[3] == "| mlp | - | - | - | - | - |"
 
 
 def test_a_run_names_all_code_that_it_has_seen(tmp_path: Path) -> None:

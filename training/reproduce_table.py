@@ -22,12 +22,23 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from xmodal_seg.training.data.tasks import open_domains
+from xmodal_seg.training.data.tasks import data_fingerprint, open_domains
 from xmodal_seg.training.paper_numbers import SHIFTS, others_markdown
 from xmodal_seg.training.recipe import Recipe, compose
 from xmodal_seg.training.run import RESULTS_FILE
 from xmodal_seg.training.run_log import append_row
-from xmodal_seg.training.table import COLUMNS, FIELDS, TITLES, find_row, make_row, markdown, read_rows, stages_hash
+from xmodal_seg.training.table import (
+    COLUMNS,
+    FIELDS,
+    TITLES,
+    Row,
+    find_row,
+    gains,
+    make_row,
+    markdown,
+    read_rows,
+    stages_hash,
+)
 from xmodal_seg.training.table_classes import FIELDS as CLASS_FIELDS
 from xmodal_seg.training.table_classes import append_classes, classes_markdown, path_beside
 from xmodal_seg.training.table_runs import FIRST_STAGE, Finished, Run, make_runs
@@ -98,6 +109,8 @@ class Table:
     def make_missing(self) -> list[str]:
         """Run what the CSV lacks; a sentence about each run that failed, which does not stop the others."""
         chains = self._missing_chains()
+        for recipe in {run.key["shift"]: run.recipe for chain in chains for run in chain}.values():
+            open_domains(recipe)  # a simulated world is rendered before the runs begin, by all processors
         failures = []
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(TextColumn("runs"), *columns, console=Console(stderr=True)) as progress:
@@ -127,6 +140,8 @@ class Table:
         for protocol, title in PROTOCOLS.items():
             print(f"\n{title}, mIoU in percent (in brackets: published):\n")
             print(markdown(rows, shifts=arguments.shifts, methods=arguments.methods, protocol=protocol))
+        if arguments.over is not None:
+            self._print_gains(rows)
         if arguments.classes:
             self._print_classes()
         if others := others_markdown(arguments.shifts):
@@ -136,6 +151,13 @@ class Table:
         versions = sorted({code for row in rows for code in row["code_hash"].split("+")})
         if len(versions) > 1:
             print(f"\nThese lines come from {len(versions)} versions of the code: {', '.join(versions)}")
+
+    def _print_gains(self, rows: Sequence[Row]) -> None:
+        over, shifts = self._arguments.over, self._arguments.shifts
+        methods = [method for method in self._arguments.methods if method != over]
+        print(f"\n{PROTOCOLS['best']}, mIoU minus that of {over} with the same seed:\n")
+        differences = gains(rows, over=over)
+        print(markdown(differences, shifts=shifts, methods=methods, protocol="best", with_published=False))
 
     def _print_classes(self) -> None:
         lines = read_rows(path_beside(self._csv), fields=CLASS_FIELDS)
@@ -163,7 +185,7 @@ class Table:
         return [chain for chain in chains if chain]
 
     def _run(self, shift: str, method: str, seed: int) -> Run:
-        """The run of a cell. Raises ValueError for a bad recipe or missing data; a simulated world is made here."""
+        """The run of a cell. Raises ValueError for a bad recipe or missing data."""
         arguments = self._arguments
         folder = arguments.out / arguments.size / shift / method / f"seed_{seed}"
         overrides = [*arguments.overrides, f"seed={seed}"]
@@ -174,7 +196,7 @@ class Table:
             overrides.append(f"data.pseudo_labels={first_stage / 'pseudo_labels'}")
         recipe = self._recipe(shift, method, overrides)
         if shift not in self._data_hashes:
-            self._data_hashes[shift] = open_domains(recipe).fingerprint
+            self._data_hashes[shift] = data_fingerprint(recipe)
         key = {
             "shift": shift,
             "method": method,
@@ -243,11 +265,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/table"), help="folder of the runs")
     parser.add_argument("--csv", type=Path, help="default: training/results/<benchmark>_<size>.csv")
     parser.add_argument("--classes", action="store_true", help="print the IoU by class too")
+    parser.add_argument("--over", metavar="METHOD", help="print what the other methods have over this one too")
     parser.add_argument("--recipes", type=Path, default=PROGRAMS / "recipes")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args(argv)
     arguments.shifts = arguments.shifts or list(BENCHMARKS[arguments.benchmark])
     arguments.methods = arguments.methods or list(TUNING_ROWS if arguments.benchmark == "tuning" else ROWS)
+    if arguments.over is not None and arguments.over not in arguments.methods:
+        parser.error(f"--over: expected one of the methods of the table, got {arguments.over!r}")
     return arguments
 
 

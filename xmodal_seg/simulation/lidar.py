@@ -22,7 +22,7 @@ from xmodal_seg.simulation.rigs import LidarUnit
 from xmodal_seg.simulation.scene import Hits, Scene
 from xmodal_seg.simulation.weather import Weather
 
-JUST_ENOUGH = 0.1  # energy (reflectance * cosine at the unit's `reach`) that is detected every second time
+JUST_ENOUGH = 0.1  # energy that is detected every second time: a tenth of white at twice the unit's `reach`
 NEAREST_CLUTTER_M = 0.8
 WET_LOSS = 0.55  # of a wet surface's reflectance
 WET_MIRROR = 0.6  # share of pulses that wet ground throws forward at a grazing angle
@@ -168,7 +168,7 @@ def _energy(
     weather: Weather,
     facade_styles: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """(energy, reflectance seen, share lost to mirrors) of each ray; energy 0.1 is a tenth of white at `reach`."""
+    """(energy, reflectance seen, share lost to mirrors) of each ray; energy 0.4 is a tenth of white at `reach`."""
     N = len(hits.face)
     energy, reflectance, mirror = (np.zeros(N, np.float32) for _ in range(3))
     met = np.flatnonzero(hits.met)

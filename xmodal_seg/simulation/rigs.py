@@ -52,7 +52,7 @@ class LidarUnit(Settings):
     sector: tuple[float, float] = Field(default=(-180.0, 180.0), description="azimuths that are kept, degrees")
     min_range: float = Field(default=1.0, ge=0)
     max_range: float = Field(default=100.0, gt=0)
-    reach: float = Field(default=60.0, gt=0, description="range at which a tenth of the light is just enough, m")
+    reach: float = Field(default=60.0, gt=0, description="m; twice as far, a tenth of white is seen every second time")
     range_noise: float = Field(default=0.02, ge=0, description="m, one standard deviation")
     divergence: float = Field(default=2.5, ge=0, description="width of the beam, mrad")
     dropout: float = Field(default=0.02, ge=0, lt=1, description="share of pulses lost for no reason")

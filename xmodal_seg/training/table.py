@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -108,28 +109,39 @@ def find_row(rows: Iterable[Row], key: Mapping[str, Any], *, fields: Sequence[st
     return next((row for row in rows if wanted.items() <= row.items()), None)
 
 
-def markdown(rows: Sequence[Row], *, shifts: Sequence[str], methods: Sequence[str], protocol: str) -> str:
-    """A table: methods down, for each shift 2D, VFM, 3D and 2D3D mIoU; the average is of all but VFM.
+def gains(rows: Sequence[Row], *, over: str) -> list[Row]:
+    """The lines with their scores minus those of the method `over` on the same shift with the same seed.
 
-    In brackets: what the paper gives for the method on the shift. `trained`: how many thousand numbers, and of those
-    how many were on at the end, where that is not all. A range where shifts differ.
+    Lines for which that method has none are left out. Seeds are paired, because a seed draws the same frames and first
+    weights for all methods, so that a part of what differs between seeds falls out.
     """
-    header = [f"{shift} {TITLES[column]}" for shift in shifts for column in COLUMNS]
-    lines = [
-        "| method | " + " | ".join(header) + " | average | trained | seeds |",
-        "|---|" + "---|" * (len(header) + 3),
-    ]
-    for method in methods:
-        of_method = [row for row in rows if row["method"] == method]
-        cells = [
-            _cell(of_method, shift, f"{protocol}_{column}") + _in_brackets(method, shift, column)
-            for shift in shifts
-            for column in COLUMNS
-        ]
-        seeds = _range(sum(row["shift"] == shift for row in of_method) for shift in shifts)
-        ending = (_average(of_method, shifts, protocol), _trained(of_method), seeds)
-        lines.append(f"| {' | '.join((method, *cells, *ending))} |")
-    return "\n".join(lines)
+    scores = [name for protocol in PROTOCOLS for name in _names(protocol).values()]
+    found = []
+    for row in rows:
+        place = {name: row[name] for name in ("shift", "size", "seed", "data_hash")}
+        other = find_row(rows, {**place, "method": over}, fields=(*place, "method"))
+        if other is not None and row["method"] != over:
+            both = {name: row[name] and other[name] for name in scores}
+            values = {name: f"{float(row[name]) - float(other[name]):.3f}" if both[name] else "" for name in scores}
+            found.append({**row, **values})
+    return found
+
+
+def markdown(
+    rows: Sequence[Row], *, shifts: Sequence[str], methods: Sequence[str], protocol: str, with_published: bool = True
+) -> str:
+    """A table for each shift, methods down, and behind several one of their means.
+
+    In brackets: what the paper gives for the method on the shift. `average`: of all columns but VFM. `trained`: how
+    many thousand numbers, and of those how many were on at the end, where that is not all.
+    """
+    tables = []
+    for shift in shifts:
+        of_shift = [row for row in rows if row["shift"] == shift]
+        tables.append(_of_shift(of_shift, shift, methods, protocol, with_published=with_published))
+    if len(shifts) > 1:
+        tables.append(_of_means(rows, shifts, methods, protocol))
+    return "\n\n".join(tables)
 
 
 def stages_hash(first: str, second: str) -> str:
@@ -150,12 +162,62 @@ def code_hash() -> str:
     return digest.hexdigest()[:16]
 
 
-def _cell(rows: Sequence[Row], shift: str, field: str) -> str:
-    values = [float(row[field]) for row in rows if row["shift"] == shift and row[field]]
+def _of_shift(rows: Sequence[Row], shift: str, methods: Sequence[str], protocol: str, *, with_published: bool) -> str:
+    lines = _header(shift, *TITLES.values(), "average", "trained", "seeds")
+    for method in methods:
+        of_method = [row for row in rows if row["method"] == method]
+        cells = [
+            _cell([float(row[name]) for row in of_method if row[name]])
+            + (_in_brackets(method, shift, column) if with_published else "")
+            for column, name in _names(protocol).items()
+        ]
+        average = _plain(_mean_of_columns(of_method, [shift], protocol))
+        lines.append(f"| {' | '.join((method, *cells, average, _trained(of_method), str(len(of_method))))} |")
+    return "\n".join(lines)
+
+
+def _of_means(rows: Sequence[Row], shifts: Sequence[str], methods: Sequence[str], protocol: str) -> str:
+    """Each shift counts once, however many seeds it has; nothing where one lacks."""
+    lines = _header(f"mean of {len(shifts)} shifts", *TITLES.values(), "average")
+    for method in methods:
+        of_method = [row for row in rows if row["method"] == method]
+        cells = [_plain(_mean_over_shifts(of_method, shifts, name)) for name in _names(protocol).values()]
+        average = _plain(_mean_of_columns(of_method, shifts, protocol))
+        lines.append(f"| {' | '.join((method, *cells, average))} |")
+    return "\n".join(lines)
+
+
+def _header(*titles: str) -> list[str]:
+    return [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+
+
+def _names(protocol: str) -> dict[str, str]:
+    """Column of the table -> column of the CSV."""
+    return {column: f"{protocol}_{column}" for column in COLUMNS}
+
+
+def _cell(values: Sequence[float]) -> str:
     if not values:
         return "-"
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{spread}"
+    return _plain(statistics.mean(values)) + spread
+
+
+def _plain(value: float) -> str:
+    return "-" if math.isnan(value) else f"{round(value, 1) + 0.0:.1f}"  # + 0.0: of -0.0 it makes 0.0
+
+
+def _mean_over_shifts(rows: Sequence[Row], shifts: Sequence[str], name: str) -> float:
+    """Of the means over seeds; NaN where a shift has no value."""
+    of_shifts = [[float(row[name]) for row in rows if row["shift"] == shift and row[name]] for shift in shifts]
+    return statistics.mean(statistics.mean(values) if values else math.nan for values in of_shifts)
+
+
+def _mean_of_columns(rows: Sequence[Row], shifts: Sequence[str], protocol: str) -> float:
+    """Over the paper's three columns."""
+    return statistics.mean(
+        _mean_over_shifts(rows, shifts, name) for column, name in _names(protocol).items() if column != "vfm"
+    )
 
 
 def _in_brackets(method: str, shift: str, column: str) -> str:
@@ -176,14 +238,3 @@ def _trained(rows: Sequence[Row]) -> str:
 def _range(numbers: Iterable[int]) -> str:
     found = sorted(numbers)
     return str(found[0]) if found[0] == found[-1] else f"{found[0]}-{found[-1]}"
-
-
-def _average(rows: Sequence[Row], shifts: Sequence[str], protocol: str) -> str:
-    """Mean over shifts and the paper's three columns; none unless all of them are there."""
-    means = []
-    for shift in shifts:
-        for column in ("2d", "3d", "2d3d"):
-            values = [float(row[f"{protocol}_{column}"] or "nan") for row in rows if row["shift"] == shift]
-            means.append(statistics.mean(values) if values else float("nan"))
-    average = statistics.mean(means)
-    return "-" if average != average else f"{average:.1f}"

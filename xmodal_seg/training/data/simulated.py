@@ -90,11 +90,20 @@ class SimulatedOptions(Settings):
     num_processes: int | None = Field(default=None, gt=0, description="that render; all processors if None")
 
 
+def world_fingerprint(data: DataSettings) -> str:
+    """Of the settings and of the world's version, not of the bytes: nothing is rendered for it.
+
+    Bytes differ between machines by a few grey levels and points, and a table may be made on several.
+
+    Raises ValueError for unknown options.
+    """
+    options = parse_settings(SimulatedOptions, data.options, where="data.options")
+    parts = "\n".join(_part_name(part, options) for part in NumFrames.model_fields)
+    return hashlib.sha256(f"{parts}\n{options.label_space}".encode()).hexdigest()[:16]
+
+
 def open_world(data: DataSettings) -> Domains:
     """The domains of a recipe, rendered below data.root/worlds where they are missing.
-
-    The fingerprint is that of the settings and of the world's version, not of the bytes: these differ between machines
-    by a few grey levels and points, and a table may be made on several.
 
     Raises ValueError for a name that the simulation does not know.
     """
@@ -107,26 +116,13 @@ def open_world(data: DataSettings) -> Domains:
     for part in NumFrames.model_fields:
         folder = _rendered(data.root / "worlds", part, options)
         stores[part] = FrameStore(folder, label_space=label_space, table=table, labels=RAW_LABELS)
-    joined = "\n".join(store.folder.name for store in stores.values())
-    fingerprint = hashlib.sha256(f"{joined}\n{label_space.name}".encode()).hexdigest()[:16]
-    return Domains(**stores, fingerprint=fingerprint)
+    return Domains(**stores, fingerprint=world_fingerprint(data))
 
 
 def _rendered(root: Path, part: str, options: SimulatedOptions) -> Path:
     """The folder of a part's store, rendered first if it is not there."""
-    domain = options.source if part.startswith("source") else options.target
-    num_frames = getattr(options.frames, part)
-    facts = {
-        "world": WORLD_VERSION,
-        "part": part,
-        "domain": domain.facts(),
-        "num_frames": num_frames,
-        "frames_per_drive": options.frames_per_drive,
-        "fps": options.fps,
-        "visible_only": options.visible_only,
-    }
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-    folder = root / f"{part}_{key}"
+    domain, num_frames = _domain(part, options), getattr(options.frames, part)
+    folder = root / _part_name(part, options)
     _drive_settings(domain, options, seed=0)  # complain about names before a process pool does
     with locked(folder):
         if not (folder / "store.json").is_file():
@@ -134,11 +130,33 @@ def _rendered(root: Path, part: str, options: SimulatedOptions) -> Path:
                 folder,
                 _frames(part, domain, options, num_frames),
                 num_frames=num_frames,
-                name=f"{part} {key}",
+                name=folder.name.replace(f"{part}_", f"{part} "),
                 labels=RAW_LABELS,
-                origin=facts,
+                origin=_facts(part, options),
             )
     return folder
+
+
+def _part_name(part: str, options: SimulatedOptions) -> str:
+    """A part's folder: `<part>_<hash of what it is rendered from>`."""
+    facts = json.dumps(_facts(part, options), sort_keys=True)
+    return f"{part}_{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+
+
+def _facts(part: str, options: SimulatedOptions) -> dict[str, Any]:
+    return {
+        "world": WORLD_VERSION,
+        "part": part,
+        "domain": _domain(part, options).facts(),
+        "num_frames": getattr(options.frames, part),
+        "frames_per_drive": options.frames_per_drive,
+        "fps": options.fps,
+        "visible_only": options.visible_only,
+    }
+
+
+def _domain(part: str, options: SimulatedOptions) -> DomainSettings:
+    return options.source if part.startswith("source") else options.target
 
 
 def _frames(part: str, domain: DomainSettings, options: SimulatedOptions, num_frames: int) -> Iterator[StoredFrame]:

@@ -65,6 +65,15 @@ def open_domains(recipe: Recipe) -> Domains:
     return replace(domains, **limited)
 
 
+def data_fingerprint(recipe: Recipe) -> str:
+    """Of the data of a recipe, as `open_domains` has it; a simulated world is not rendered for it."""
+    if recipe.data.reader == "simulated":
+        from xmodal_seg.training.data.simulated import world_fingerprint  # needs the extra `sim`
+
+        return world_fingerprint(recipe.data)
+    return open_domains(recipe).fingerprint
+
+
 def label_space_named(name: str, *, key: str) -> LabelSpace:
     """One of the label spaces; ValueError naming the recipe's key."""
     if name not in LABEL_SPACES:
