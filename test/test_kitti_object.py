@@ -109,6 +109,19 @@ def test_shares_are_those_of_the_points(root: Path) -> None:
     assert program.vehicle_labels(SEMANTIC_KITTI_10) == [0, 1]
 
 
+def test_a_sparser_lidar_keeps_whole_beams_and_columns() -> None:
+    program = load_program("report_car_boxes")
+    beams, columns = np.radians(np.arange(8) * 0.42 + 0.2 - 3.36), np.radians(np.arange(10) * 0.1728 + 0.08)
+    elevation, azimuth = (angles.ravel() for angles in np.meshgrid(beams, columns, indexing="ij"))
+    points = 20 * np.stack(
+        [np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)], axis=1
+    )
+    kept = program.sparser(points.astype(np.float32), every_beam=2, every_column=5).reshape(8, 10)
+    assert kept.any(axis=1).tolist() == [True, False] * 4
+    assert kept.any(axis=0).tolist() == [column % 5 == 0 for column in range(10)]
+    assert program.sparser(points.astype(np.float32), every_beam=1, every_column=1).all()
+
+
 def test_classes_without_vehicles_and_folders_without_frames_are_refused(root: Path, tmp_path: Path, capsys) -> None:
     program = load_program("report_car_boxes")
     plants = LabelSpace(name="plants", class_names=("tree",), colours=((0, 1, 2),))

@@ -2,6 +2,7 @@
 """From simulation to reality: what a checkpoint says inside and outside the labelled vehicles of real KITTI frames.
 
     python training/report_car_boxes.py --kitti FOLDER [--checkpoint FOLDER] [--bank day] [--pictures FOLDER]
+    python training/report_car_boxes.py --kitti FOLDER --every-beam 2 --every-column 2    # a sparser LiDAR
 
 FOLDER holds calib, image_2, label_2 and velodyne of KITTI's object frames. Of the points that the camera sees: the
 share labelled vehicle inside the boxes of cars, vans, trucks and trams (to be high) and outside of them (to be low),
@@ -33,6 +34,7 @@ from xmodal_seg.visualize import camera_overlay, write_png
 VEHICLE_CLASSES = ("vehicle", "car", "truck")
 TITLES = {"2d": "2D (linear)", "fused": "2D (fused)", "3d": "3D", "ensemble": "2D3D"}
 SHARES = ("inside", "outside")
+COLUMN_DEG, BEAM_DEG = 0.1728, 0.42  # of KITTI's HDL-64E; the lower beams lie a little closer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +57,8 @@ def report(arguments: argparse.Namespace) -> list[str]:
     counts: dict[str, dict[str, NDArray[np.int64]]] = defaultdict(lambda: {share: np.zeros(2, int) for share in SHARES})
     for name in track(names, description="frames", console=Console(stderr=True)):
         labelled = read_object_frame(arguments.kitti, name)
+        kept = sparser(labelled.frame.points, every_beam=arguments.every_beam, every_column=arguments.every_column)
+        labelled = labelled.select(kept)
         for head, labels in labels_by_head(segmenter, labelled.frame).items():
             is_vehicle = np.isin(labels, vehicles)
             for share, rows in zip(SHARES, (labelled.in_vehicle, labelled.outside), strict=True):
@@ -63,6 +67,14 @@ def report(arguments: argparse.Namespace) -> list[str]:
                 save_overlay(arguments.pictures / f"{name}_{head}.png", labelled.frame, labels, segmenter.label_space)
     title = f"{segmenter.description}; {len(names)} frames"
     return [title, "", "| head | inside | points | outside | points |", "|---|---|---|---|---|", *rows_of(counts)]
+
+
+def sparser(points: NDArray[np.float32], *, every_beam: int, every_column: int) -> NDArray[np.bool_]:
+    """(N,) points of (N, 3) that a LiDAR with fewer beams and columns would have; the files do not tell either."""
+    azimuth = np.degrees(np.arctan2(points[:, 1], points[:, 0]))
+    elevation = np.degrees(np.arctan2(points[:, 2], np.hypot(points[:, 0], points[:, 1])))
+    column, beam = np.floor(azimuth / COLUMN_DEG).astype(int), np.floor(elevation / BEAM_DEG).astype(int)
+    return (column % every_column == 0) & (beam % every_beam == 0)
 
 
 def labels_by_head(segmenter: Segmenter, frame: Frame) -> dict[str, NDArray[np.uint8]]:
@@ -108,8 +120,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", help="folder, or the name of a shipped one (default: nuscenes)")
     parser.add_argument("--bank", help="default: the checkpoint's default")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--every-beam", type=int, default=1, metavar="N", help="leave out all beams but each N-th")
+    parser.add_argument("--every-column", type=int, default=1, metavar="N", help="leave out all columns but each N-th")
     parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="also write an overlay for each frame and head")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if min(arguments.every_beam, arguments.every_column) < 1:
+        parser.error("--every-beam, --every-column: expected 1 or more")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -49,6 +49,15 @@ class ObjectFrame:
     in_vehicle: NDArray[np.bool_]  # (N,) in the box of a vehicle
     outside: NDArray[np.bool_]  # (N,) seen by the camera, and certainly in no vehicle
 
+    def select(self, mask: NDArray[np.bool_]) -> ObjectFrame:
+        """The same frame with the points of `mask` (N,) alone."""
+        return ObjectFrame(
+            name=self.name,
+            frame=self.frame.select(mask),
+            in_vehicle=self.in_vehicle[mask],
+            outside=self.outside[mask],
+        )
+
 
 def frame_names(root: Path) -> list[str]:
     """Of all frames with labels; ValueError where there are none."""
