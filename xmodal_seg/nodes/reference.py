@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameter files and README tables, generated from the code so that they cannot disagree with it.
+"""Parameter files and the tables of docs/parameters.md, generated from the code so that they cannot disagree with it.
 
-`python -m xmodal_seg.nodes.reference --write` renews `config/nodes/*.param.yaml` and the parts of README.md between
-the markers `<!-- begin NAME -->` and `<!-- end NAME -->`; without `--write` it says what is out of date.
+`python -m xmodal_seg.nodes.reference --write` renews `config/nodes/*.param.yaml` and the parts of
+docs/parameters.md between the markers `<!-- begin NAME -->` and `<!-- end NAME -->`; without `--write` it says what is
+out of date.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ NODES: dict[str, tuple[str, type[Settings]]] = {  # executable -> (node name, se
     "lighting_node": ("lighting", LightingNodeSettings),
     "play_bag_node": ("play_bag", PlayBagSettings),
 }
+TABLES = "docs/parameters.md"
 _COMMENT_WIDTH = 110
 
 
@@ -61,19 +63,19 @@ def replace_part(text: str, name: str, content: str) -> str:
     """`text` with the part between the markers of `name` replaced. Raises ValueError if a marker is missing."""
     begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
     if begin not in text or end not in text:
-        raise ValueError(f"README.md: expected the markers {begin} and {end}")
+        raise ValueError(f"{TABLES}: expected the markers {begin} and {end}")
     before, rest = text.split(begin, 1)
     return f"{before}{begin}\n{content}\n{end}{rest.split(end, 1)[1]}"
 
 
 def generated_files(repository: Path) -> dict[Path, str]:
     """Every generated file and what it should hold."""
-    readme = (repository / "README.md").read_text(encoding="utf-8")
+    tables = (repository / TABLES).read_text(encoding="utf-8")
     files = {}
     for executable, (node_name, settings) in NODES.items():
         files[repository / "config/nodes" / f"{executable}.param.yaml"] = parameter_file(node_name, settings)
-        readme = replace_part(readme, f"parameters of {executable}", parameter_markdown(settings))
-    return {repository / "README.md": readme, **files}
+        tables = replace_part(tables, f"parameters of {executable}", parameter_markdown(settings))
+    return {repository / TABLES: tables, **files}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
