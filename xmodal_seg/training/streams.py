@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from xmodal_seg.models.segmenter import SegmentationModel
 from xmodal_seg.preprocess import prepare
 from xmodal_seg.structures import Batch, Frame, Head
 from xmodal_seg.training.data.dataset import FrameDataset
+from xmodal_seg.training.packing import pack, unpack
 from xmodal_seg.training.sampler import Domain, batch_indices, frame_rng
 from xmodal_seg.training.transforms import AugmentSettings, apply, make_params
 
@@ -48,18 +49,16 @@ class DomainBatch:
     pseudo_labels: dict[Head, torch.Tensor] | None = None  # head -> (P,)
 
     def to(self, device: torch.device) -> DomainBatch:
-        return self._with(self.batch.to(device, non_blocking=True), lambda tensor: tensor.to(device, non_blocking=True))
+        """The same with every tensor on `device`; copies from page-locked memory run beside the CPU."""
 
-    def pin_memory(self) -> DomainBatch:
-        """Asked for by DataLoader, in a thread of its own, so that copies to a GPU run beside the CPU."""
-        return self._with(self.batch.pin_memory(), torch.Tensor.pin_memory)
+        def moved(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=True)
 
-    def _with(self, batch: Batch, change: Callable[[torch.Tensor], torch.Tensor]) -> DomainBatch:
         pseudo = self.pseudo_labels
         return DomainBatch(
-            batch=batch,
-            feature_map=None if self.feature_map is None else change(self.feature_map),
-            pseudo_labels=None if pseudo is None else {head: change(labels) for head, labels in pseudo.items()},
+            batch=self.batch.to(device, non_blocking=True),
+            feature_map=None if self.feature_map is None else moved(self.feature_map),
+            pseudo_labels=None if pseudo is None else {head: moved(labels) for head, labels in pseudo.items()},
         )
 
 
@@ -223,14 +222,16 @@ def loader(dataset: Dataset, *, num_workers: int, device: torch.device) -> Itera
     """
     if num_workers == 0:
         return _in_order(dataset)
-    return DataLoader(
+    packed = DataLoader(
         dataset,
         batch_size=None,
         num_workers=num_workers,
+        collate_fn=pack,
         worker_init_fn=_single_threaded,
         prefetch_factor=2,
         pin_memory=device.type == "cuda",
     )
+    return map(unpack, packed)
 
 
 def _in_order(dataset: Any) -> Iterator[Any]:
