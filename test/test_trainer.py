@@ -168,7 +168,7 @@ def test_statistics_of_many_frames_are_those_of_evenly_spaced_ones(
     recipe = tiny_recipe(world, model={"image_backbone": {**tiny_vfm(), "feature_norm": "fixed"}})
     dataset, model = open_domains(recipe).source_train, build_model(recipe)
     assert len(dataset) == 7
-    monkeypatch.setattr("xmodal_seg.training.trainer.MAX_FRAMES", 4)
+    monkeypatch.setattr("xmodal_seg.training.run_streams.MAX_FRAMES", 4)
     batch = make_batch([dataset[i] for i in (0, 2, 4, 6)], (0, 2, 4, 6), inputs=InputSettings.of(model)).batch
     with torch.inference_mode():
         mean = model.image_feats(batch).double().mean(0)

@@ -171,7 +171,7 @@ def wait_percent(trainer: Trainer, *, steps: int) -> float:
     """Share of the time of a run that its training process waits for one reading process."""
     total = trainer.step + steps + WARM_UP
     device = trainer.fabric.device
-    items = iter(loader(trainer.training_steps(total, start=trainer.step), num_workers=1, device=device))
+    items = iter(loader(trainer.steps(start=trainer.step, stop=total), num_workers=1, device=device))
     waits_s, steps_s = [], []
     while trainer.step < total:
         start_s = time.perf_counter()

@@ -28,9 +28,10 @@ from xmodal_seg.training.feature_cache import FeatureCache, open_feature_cache
 from xmodal_seg.training.locks import alone
 from xmodal_seg.training.pseudo_labels import PseudoLabelStore, make_pseudo_labels
 from xmodal_seg.training.recipe import Recipe, load_recipe
+from xmodal_seg.training.run_streams import Sources
 from xmodal_seg.training.streams import DomainBatch, EvaluationBatches, InputSettings, loader
 from xmodal_seg.training.teachers import HeadComparison, compare_with_student
-from xmodal_seg.training.trainer import BEST, LAST, RECIPE_FILE, Sources, Trainer, build_fabric, build_model
+from xmodal_seg.training.trainer import BEST, LAST, RECIPE_FILE, Trainer, build_fabric, build_model
 
 RESULTS_FILE = "results.json"
 TargetPart = Literal["train", "val", "test"]

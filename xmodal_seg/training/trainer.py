@@ -12,7 +12,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +19,7 @@ import torch
 from lightning_fabric import Fabric, seed_everything
 from rich.console import Console
 from rich.progress import track
+from torch.utils.data import Dataset
 
 from xmodal_seg.checkpoint import load_bank, load_checkpoint, save_checkpoint
 from xmodal_seg.metrics import ConfusionMatrix
@@ -28,42 +28,23 @@ from xmodal_seg.models.tuning.tuned_vit import TunedViT
 from xmodal_seg.training.best_banks import BestBanks, backbone_storage
 from xmodal_seg.training.data.dataset import Domains, FrameDataset, class_counts, log_class_weights
 from xmodal_seg.training.evaluation import Scores, evaluate
-from xmodal_seg.training.feature_statistics import MAX_FRAMES, set_feature_statistics
+from xmodal_seg.training.feature_statistics import set_feature_statistics
 from xmodal_seg.training.module_gate import ModuleGate
 from xmodal_seg.training.optim import build_optimizer, build_scheduler, sizes_line
 from xmodal_seg.training.processes import average_buffers, sum_gradients, sum_over_processes
 from xmodal_seg.training.recipe import Recipe, save_recipe
 from xmodal_seg.training.run_log import RunLog
 from xmodal_seg.training.run_state import STATE_FILE, load_state, save_state
-from xmodal_seg.training.sampler import Domain, dropout_seed
+from xmodal_seg.training.run_streams import RunStreams, Sources
+from xmodal_seg.training.sampler import dropout_seed
 from xmodal_seg.training.steps import StepResult, source_step, target_step
-from xmodal_seg.training.streams import (
-    DomainBatch,
-    DomainStream,
-    EvaluationBatches,
-    FeatureMaps,
-    InputSettings,
-    PseudoLabels,
-    TrainingSteps,
-    loader,
-)
+from xmodal_seg.training.streams import DomainBatch, EvaluationBatches, TrainingSteps, loader
 
 LAST, BEST, RECIPE_FILE = "last", "best", "recipe.yaml"
 
 
 class NonFiniteLossError(RuntimeError):
     """A loss is NaN or infinite; the weights were not touched by it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """Where the batches come from beside the data sets; None where the recipe has no use for it."""
-
-    source_features: FeatureMaps | None = None
-    target_features: FeatureMaps | None = None
-    validation_features: FeatureMaps | None = None
-    pseudo_labels: PseudoLabels | None = None
-    pseudo_labels_hash: str = ""
 
 
 class Trainer:
@@ -84,14 +65,22 @@ class Trainer:
         console: Console | None = None,
     ) -> None:
         self.recipe, self.domains, self.out, self.fabric = recipe, domains, out, fabric
-        self._sources = sources or Sources()
+        sources = sources or Sources()
         self._console = console or Console()
         self.model = model.to(fabric.device)
+        self._streams = RunStreams(
+            recipe=recipe,
+            domains=domains,
+            model=model,
+            sources=sources,
+            rank=fabric.global_rank,
+            world_size=fabric.world_size,
+        )
         self.optimizer = build_optimizer(model, recipe.optim)
         self.scheduler = build_scheduler(self.optimizer, recipe.optim)
-        weights = _class_weights(recipe, self._supervised)
+        weights = _class_weights(recipe, self._streams.supervised)
         self.class_weights = None if weights is None else weights.to(fabric.device)
-        self._run_hash = f"{recipe.result_hash()}-{recipe.seed}-{domains.fingerprint}{self._sources.pseudo_labels_hash}"
+        self._run_hash = f"{recipe.result_hash()}-{recipe.seed}-{domains.fingerprint}{sources.pseudo_labels_hash}"
         self.step = 0
         out.mkdir(parents=True, exist_ok=True)
         is_begun = (out / STATE_FILE).is_file()
@@ -106,7 +95,8 @@ class Trainer:
         elif fabric.global_rank == 0:
             save_recipe(recipe, out / RECIPE_FILE)
         if not is_begun and recipe.start_from is None:
-            set_feature_statistics(self.model, self._statistics_batches(), device=fabric.device)
+            batches = self._streams.for_statistics()
+            set_feature_statistics(self.model, self._tracked(batches, "feature statistics of"), device=fabric.device)
         self._check_same_step()
         self._metadata = {"trained": True, "recipe": recipe.model_dump(mode="json"), "data": domains.fingerprint}
         self._gate = self._module_gate()
@@ -115,8 +105,8 @@ class Trainer:
     def fit(self) -> None:
         """Train to the recipe's number of steps; NonFiniteLossError before a step that would spoil the weights."""
         total = self.recipe.optim.steps
-        steps = self.training_steps(total, start=self.step)
-        items = iter(loader(steps, num_workers=self.recipe.data.num_workers, device=self.fabric.device))
+        steps = self.steps(start=self.step)
+        items = iter(self._read(steps))
         self.model.train()
         if self._is_first:
             self._console.print(sizes_line(self.model, self.optimizer), highlight=False)
@@ -129,9 +119,13 @@ class Trainer:
                 self._log(log, terms, wait_s=wait_s, step_s=time.perf_counter() - start_s)
                 self._after_step(log)
 
+    def steps(self, *, start: int = 0, stop: int | None = None) -> TrainingSteps:
+        """This process's batches of the steps from `start` to `stop`; None: to the recipe's last."""
+        return self._streams.steps(start=start, stop=self.recipe.optim.steps if stop is None else stop)
+
     def batches(self, step: int) -> tuple[DomainBatch, DomainBatch | None]:
         """This process's source and target frames of a step."""
-        return self.training_steps(self.recipe.optim.steps).at_step(step)
+        return self.steps().at_step(step)
 
     def train_step(self, source: DomainBatch, target: DomainBatch | None) -> dict[str, float]:
         """Both halves and one optimiser step; the losses by name, this process's shares, with their sum as `loss`."""
@@ -163,21 +157,9 @@ class Trainer:
         return terms
 
     def validate(self) -> Scores:
-        """Scores on the target's validation part, over all processes."""
-        return self.score(self.domains.target_val, self._sources.validation_features)
-
-    def score(self, dataset: FrameDataset, feature_maps: FeatureMaps | None = None) -> Scores:
-        """Scores of the present weights on a data set."""
+        """Scores of the present weights on the target's validation part, over all processes."""
         average_buffers(self.fabric, self.model)
-        batches = EvaluationBatches(
-            dataset=dataset,
-            inputs=InputSettings.of(self.model),
-            batch_size=self.recipe.evaluation.batch_size,
-            feature_maps=feature_maps,
-            rank=self.fabric.global_rank,
-            world_size=self.fabric.world_size,
-        )
-        items = loader(batches, num_workers=self.recipe.data.num_workers, device=self.fabric.device)
+        items = self._read(self._streams.for_validation())
         scores = evaluate(self.model, items, device=self.fabric.device, autocast=self.fabric.autocast)
         for name, matrix in scores.items():
             counts = self._reduce(matrix.counts.to(self.fabric.device)).cpu()
@@ -213,83 +195,31 @@ class Trainer:
     def _is_first(self) -> bool:
         return self.fabric.global_rank == 0
 
-    @property
-    def _supervised(self) -> FrameDataset:
-        return self.domains.source_train if self.recipe.data.labelled == "source" else self.domains.target_train
-
-    def training_steps(self, total: int, *, start: int = 0) -> TrainingSteps:
-        """This process's frames of the steps from `start` to `total`."""
-        recipe, from_source = self.recipe, self.recipe.data.labelled == "source"
-        source = self._stream(
-            "source",
-            self._supervised,
-            feature_maps=self._sources.source_features if from_source else self._sources.target_features,
-            keep_labels=True,
-        )
-        target = self._stream(
-            "target",
-            self.domains.target_train,
-            feature_maps=self._sources.target_features,
-            pseudo_labels=self._sources.pseudo_labels,
-            keep_labels=False,
-        )
-        return TrainingSteps(source=source, target=target if recipe.uses_target else None, start=start, stop=total)
-
-    def _statistics_batches(self) -> Iterable[DomainBatch]:
-        """Unaltered frames of the labelled domain; the same in every process."""
-        data, dataset = self.recipe.data, self._supervised
-        of_source = data.labelled == "source"
-        image_size = data.image_size_source if of_source else data.image_size_target_train
-        batches = EvaluationBatches(
-            dataset=dataset,
-            inputs=InputSettings.of(self.model, image_size=image_size),
-            batch_size=self.recipe.evaluation.batch_size,
-            feature_maps=self._sources.source_features if of_source else self._sources.target_features,
-            every=-(-len(dataset) // MAX_FRAMES),
-        )
-        items = loader(batches, num_workers=data.num_workers, device=self.fabric.device)
-        what = f"feature statistics of {dataset.name}"
-        return track(items, what, total=len(batches), console=self._console, disable=not self._is_first)
-
-    def _stream(self, domain: Domain, dataset: FrameDataset, **extra: Any) -> DomainStream:
-        data = self.recipe.data
-        of_source = domain == "source" and data.labelled == "source"
-        image_size = data.image_size_source if of_source else data.image_size_target_train
-        return DomainStream(
-            dataset=dataset,
-            domain=domain,
-            inputs=InputSettings.of(self.model, image_size=image_size),
-            augment=data.augment_source if of_source else data.augment_target,
-            seed=self.recipe.seed,
-            **{
-                "batch_size": self.recipe.optim.batch_size,
-                "rank": self.fabric.global_rank,
-                "world_size": self.fabric.world_size,
-                **extra,
-            },
-        )
-
     def _module_gate(self) -> ModuleGate | None:
         """What selects the modules of a tuned image backbone, in recipes that ask for it."""
         tuning = self.recipe.model.image_backbone.tuning
         if tuning.kind != "gate":
             return None
-        on_source = tuning.scored_on == "source_labels"
-        frames = self._stream(
-            "source" if on_source else "target",
-            self._supervised if on_source else self.domains.target_train,
-            keep_labels=on_source,
-            batch_size=1,
-            rank=0,
-            world_size=1,
-        )
         return ModuleGate(
             model=self.model,
-            frames=frames,
+            frames=self._streams.frames_to_score(on_source=tuning.scored_on == "source_labels"),
             fabric=self.fabric,
             folder=self.out,
             step=self.step,
             seed=self.recipe.seed,
+        )
+
+    def _read(self, items: Dataset) -> Iterable[Any]:
+        return loader(items, num_workers=self.recipe.data.num_workers, device=self.fabric.device)
+
+    def _tracked(self, batches: EvaluationBatches, what: str) -> Iterable[DomainBatch]:
+        """The batches with a progress bar, in the first process."""
+        return track(
+            self._read(batches),
+            f"{what} {batches.dataset.name}",
+            total=len(batches),
+            console=self._console,
+            disable=not self._is_first,
         )
 
     def _backward(self, half_step: Callable[[], StepResult]) -> dict[str, float]:
