@@ -24,6 +24,7 @@ from xmodal_seg.simulation.weather import Weather
 
 JUST_ENOUGH = 0.1  # energy that is detected every second time: a tenth of white at twice the unit's `reach`
 NEAREST_CLUTTER_M = 0.8
+PANE_REFLECTANCE, PANE_MIRROR = 0.12, 0.7  # of window glass, and the share of pulses that it throws elsewhere
 WET_LOSS = 0.55  # of a wet surface's reflectance
 WET_MIRROR = 0.6  # share of pulses that wet ground throws forward at a grazing angle
 
@@ -180,10 +181,11 @@ def _energy(
     cosine = np.abs(np.einsum("ni,ni->n", normal, directions[met]))
     luma = scene.look_up("colour", face) @ np.array([0.3, 0.5, 0.2], np.float32)
     base = materials.reflectances()[material] * (0.5 + np.minimum(luma, 1.0))
-    base = np.where(np.isin(material, (Material.SIGN, Material.MARKING)), materials.reflectances()[material], base)
+    retroreflects = np.isin(material, (Material.SIGN, Material.MARKING))  # whatever its colour
+    base = np.where(retroreflects, materials.reflectances()[material], base)
     lost = materials.mirror_losses()[material]
     pane = facades.glass(scene, hits, met, material, facade_styles)
-    base[pane], lost[pane] = 0.12, 0.7
+    base[pane], lost[pane] = PANE_REFLECTANCE, PANE_MIRROR
     ground = np.isin(material, (Material.ASPHALT, Material.MARKING, Material.PAVING, Material.SHADE))
     base = np.where(ground, base * (1 - WET_LOSS * weather.wet), base)
     lost = np.where(ground, np.maximum(lost, WET_MIRROR * weather.wet * (1 - cosine) ** 4), lost)

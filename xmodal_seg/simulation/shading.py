@@ -19,6 +19,9 @@ from xmodal_seg.simulation.scene import Scene
 from xmodal_seg.simulation.textures import COOL_WINDOW, WARM_WINDOW, WINDOW_GLOW
 from xmodal_seg.simulation.weather import Weather
 
+SKY_LEVEL, SKY_UPWARD = 0.60, 0.40  # share of the sky's light on a wall, and what an upward surface has beyond it
+GROUND_BOUNCE = 0.10  # share of sky and sun that the ground throws up
+LEAF_SPREAD = 0.25  # share of sunlight that leaves scatter whichever way they look
 SHADOW_LIFT_M = 0.03
 SHADOW_REACH_M = 120.0
 LAMP_REACH_M = 26.0
@@ -28,6 +31,11 @@ LED = np.array([0.95, 1.0, 1.05], np.float32)
 HEAD_POWER = 1.8
 HEAD_COLOUR = np.array([1.0, 0.95, 0.85], np.float32)
 HEAD_REACH_M = 60.0
+HEAD_SEEN_M = 70.0  # other vehicles further away light nothing
+BEAM_EDGE_COSINE = 0.72  # of the angle from its axis at which a low beam ends
+BEAM_CUT_OFF, BEAM_CUT_OFF_WIDTH = 0.035, 0.05  # rise over distance at which it is dark above, and how softly
+BEAM_STRAY = 0.03  # share that goes above the cut-off
+BEAM_ROUGHNESS = 0.2  # share of it that does not depend on the angle at which it falls on a surface
 MAX_HEAD_LAMPS = 6
 GLOSS = {Material.GLASS: 0.08, Material.CAR_PAINT: 0.045, Material.METAL: 0.06}
 WET_GROUND = (Material.ASPHALT, Material.MARKING, Material.PAVING, Material.CONCRETE, Material.SHADE)
@@ -58,10 +66,10 @@ def radiance(surfaces: Surfaces, scene: Scene, light: Light, weather: Weather, l
     light = light.veiled(weather.cover)
     image = sky.radiance(surfaces.directions, light)
     albedo = _wetted(surfaces, weather)
-    own = albedo * _irradiance(surfaces, scene, light, lamps)
-    own = _reflecting(own, surfaces, light, weather)
-    own += _emitted(surfaces, light)
-    image[surfaces.pixel] = own
+    leaving = albedo * _irradiance(surfaces, scene, light, lamps)
+    leaving = _reflecting(leaving, surfaces, light, weather)
+    leaving += _emitted(surfaces, light)
+    image[surfaces.pixel] = leaving
     return _hazy(image, surfaces, light, weather, lamps)
 
 
@@ -79,8 +87,8 @@ def _irradiance(surfaces: Surfaces, scene: Scene, light: Light, lamps: Lamps) ->
     """(M, 3) light that falls on each surface."""
     up = surfaces.normal[:, 2:3]
     sky_light = light.sky_light()
-    total = sky_light * (np.float32(0.60) + np.float32(0.40) * up)
-    total += (np.float32(0.10) * (sky_light + light.sun_light() * max(0.0, light.sun_direction()[2]))) * (
+    total = sky_light * (np.float32(SKY_LEVEL) + np.float32(SKY_UPWARD) * up)
+    total += (np.float32(GROUND_BOUNCE) * (sky_light + light.sun_light() * max(0.0, light.sun_direction()[2]))) * (
         np.float32(0.5) - np.float32(0.5) * up
     )
     sun = light.sun_light()
@@ -101,7 +109,7 @@ def _sun(surfaces: Surfaces, scene: Scene, light: Light) -> NDArray[np.float32]:
     cosine = surfaces.normal @ towards
     leaves = surfaces.by_material.get(Material.LEAVES)
     if leaves is not None:
-        cosine[leaves] = 0.25 + 0.75 * cosine[leaves]
+        cosine[leaves] = LEAF_SPREAD + (1 - LEAF_SPREAD) * cosine[leaves]
     lit = np.flatnonzero(cosine > 0)
     origins = surfaces.point[lit] + np.float32(SHADOW_LIFT_M) * surfaces.normal[lit]
     blocked = scene.blocked(origins, np.broadcast_to(towards, origins.shape), SHADOW_REACH_M)
@@ -161,7 +169,7 @@ def _head_lamps(surfaces: Surfaces, lamps: Lamps) -> NDArray[np.float32]:
     total = _beam(surfaces, lamps.own, lamps.own_heading)
     distance = np.linalg.norm(lamps.heads - surfaces.eye, axis=1)
     for i in np.argsort(distance, kind="stable")[:MAX_HEAD_LAMPS]:
-        if distance[i] < 70:
+        if distance[i] < HEAD_SEEN_M:
             total += _beam(surfaces, lamps.heads[i], lamps.headings[i])
     return total
 
@@ -175,18 +183,21 @@ def _beam(surfaces: Surfaces, lamp: NDArray[np.float32], heading: NDArray[np.flo
     inverse = 1 / np.sqrt(square)
     ahead = (away @ heading) * inverse
     rise = away[:, 2] * inverse - heading[2] * ahead
-    spread = np.clip((ahead - np.float32(0.72)) / np.float32(0.28), 0, 1)
-    below = np.clip((np.float32(0.035) - rise) / np.float32(0.05), 0.03, 1)
+    spread = np.clip((ahead - np.float32(BEAM_EDGE_COSINE)) / np.float32(1 - BEAM_EDGE_COSINE), 0, 1)
+    below = np.clip((np.float32(BEAM_CUT_OFF) - rise) / np.float32(BEAM_CUT_OFF_WIDTH), BEAM_STRAY, 1)
     cosine = np.abs(np.einsum("ni,ni->n", surfaces.normal[near], away)) * inverse
-    total[near] = HEAD_POWER * spread**2 * below * (cosine * np.float32(0.8) + np.float32(0.2)) / square
+    scattered = cosine * np.float32(1 - BEAM_ROUGHNESS) + np.float32(BEAM_ROUGHNESS)
+    total[near] = HEAD_POWER * spread**2 * below * scattered / square
     return total
 
 
-def _reflecting(own: NDArray[np.float32], surfaces: Surfaces, light: Light, weather: Weather) -> NDArray[np.float32]:
+def _reflecting(
+    leaving: NDArray[np.float32], surfaces: Surfaces, light: Light, weather: Weather
+) -> NDArray[np.float32]:
     """Mirror light of glass, paint and wet ground: Schlick's Fresnel term times the sky in the mirror direction."""
     rows, base = _glossy(surfaces, weather)
     if not len(rows):
-        return own
+        return leaving
     seen, normal = surfaces.directions[surfaces.pixel[rows]], surfaces.normal[rows]
     cosine = -np.einsum("ni,ni->n", seen, normal)
     mirrored = seen + 2 * cosine[:, None] * normal
@@ -198,8 +209,8 @@ def _reflecting(own: NDArray[np.float32], surfaces: Surfaces, light: Light, weat
     colour[ground] *= np.float32(0.25)
     # Near the horizon a street mirrors houses and trees rather than sky.
     colour *= np.float32(0.4) + np.float32(0.6) * np.clip(np.abs(mirrored[:, 2:]) * np.float32(2.5), 0, 1)
-    own[rows] += np.minimum(fresnel[:, None] * colour, 4.0)
-    return own
+    leaving[rows] += np.minimum(fresnel[:, None] * colour, 4.0)
+    return leaving
 
 
 def _glossy(surfaces: Surfaces, weather: Weather) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
