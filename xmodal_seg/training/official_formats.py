@@ -179,7 +179,9 @@ def write_run_predictions(run: Path, folder: Path) -> int:
     setup = set_up(load_recipe(run / RECIPE_FILE), single=True)
     batches = setup.batches(setup.domains.target_test)
     return write_predictions(
-        load_checkpoint(run / BEST, device=setup.fabric.device).build_model(bank=ENSEMBLE),
+        load_checkpoint(run / BEST, device=setup.fabric.device).build_model(
+            bank=ENSEMBLE, image_backbone=setup.frozen_backbone
+        ),
         batches,
         folder,
         device=setup.fabric.device,

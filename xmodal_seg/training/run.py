@@ -46,6 +46,12 @@ class Setup:
     model: SegmentationModel
     fabric: Fabric
 
+    @property
+    def frozen_backbone(self) -> ImageBackbone | None:
+        """The model's image backbone if no training changes it: models of the same run can share it."""
+        backbone = self.model.image_backbone
+        return backbone if backbone is not None and backbone.frozen else None
+
     def features(
         self, dataset: FrameDataset, *, mirrored: bool = False, image_size: tuple[int, int] | None = None
     ) -> FeatureCache | None:
@@ -126,10 +132,8 @@ def evaluate_run(run: Path, *, console: Console | None = None) -> dict[str, Any]
     setup = set_up(load_recipe(_file(run, RECIPE_FILE)), single=True)
     batches = setup.batches(setup.domains.target_test)
     best = load_checkpoint(run / BEST, device=setup.fabric.device)
-    backbone = setup.model.image_backbone
-    frozen = backbone if backbone is not None and backbone.frozen else None  # held, and asked, once for all models
-    last = load_checkpoint(run / LAST, device=setup.fabric.device).build_model(image_backbone=frozen)
-    models = _models_by_bank(best, image_backbone=frozen)
+    models = _models_by_bank(best, image_backbone=setup.frozen_backbone)
+    last = _last_model(run, setup)
     selections = {
         "best": {name: model for name, model in models.items() if name != ENSEMBLE},
         "best_single": whole(models[ENSEMBLE]),
@@ -160,7 +164,7 @@ def make_run_pseudo_labels(run: Path, folder: Path, *, console: Console | None =
     dataset = setup.domains.target_train
     batches = setup.batches(dataset)
     return make_pseudo_labels(
-        load_checkpoint(run / LAST, device=setup.fabric.device).build_model(),
+        _last_model(run, setup),
         dataset,
         batches,
         folder=folder,
@@ -180,7 +184,7 @@ def compare_run_heads(
     batches = setup.batches(datasets[part])
     try:
         return compare_with_student(
-            load_checkpoint(run / LAST, device=setup.fabric.device).build_model(),
+            _last_model(run, setup),
             setup.items(batches, what="comparing", console=console),
             device=setup.fabric.device,
             autocast=setup.fabric.autocast,
@@ -241,6 +245,11 @@ def _sources(setup: Setup) -> Sources:
         pseudo_labels=pseudo_labels,
         pseudo_labels_hash=pseudo_labels_hash,
     )
+
+
+def _last_model(run: Path, setup: Setup) -> SegmentationModel:
+    checkpoint = load_checkpoint(run / LAST, device=setup.fabric.device)
+    return checkpoint.build_model(image_backbone=setup.frozen_backbone)
 
 
 def _models_by_bank(checkpoint: Checkpoint, *, image_backbone: ImageBackbone | None) -> dict[str, SegmentationModel]:
