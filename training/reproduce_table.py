@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -174,14 +175,12 @@ class Table:
 
     def _missing_chains(self) -> list[list[Run]]:
         """Runs that must follow each other, in the order in which a table is best left unfinished: seed by seed."""
-        rows = read_rows(self._csv)
-        chains: list[list[Run]] = []
-        for seed in self._arguments.seeds:
-            for shift in self._arguments.shifts:
-                for names in _chains_of(self._arguments.methods):
-                    chain = [self._run(shift, name, seed) for name in names]
-                    missing = [run for run in chain if find_row(rows, run.key) is None]
-                    chains.append([run for run in chain if run in missing or _is_needed(run, missing)])
+        rows, arguments = read_rows(self._csv), self._arguments
+        chains = []
+        for seed, shift, methods in product(arguments.seeds, arguments.shifts, _chains_of(arguments.methods)):
+            chain = [self._run(shift, method, seed) for method in methods]
+            missing = [run for run in chain if find_row(rows, run.key) is None]
+            chains.append([run for run in chain if run in missing or _is_needed(run, missing)])
         return [chain for chain in chains if chain]
 
     def _run(self, shift: str, method: str, seed: int) -> Run:
