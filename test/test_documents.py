@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("*.md", "docs/*.md", "training/**/*.md", "test/benchmark/**/*.md", "xmodal_seg/**/*.md")
 DOCUMENTS = sorted({path for part in PARTS for path in ROOT.glob(part)})
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"\]\(([^)]+)\)")
 
 
 def anchors(document: Path) -> set[str]:
