@@ -369,7 +369,9 @@ def test_an_exported_network_loads_the_ordinary_way_and_gives_the_same_cells(tmp
     facts = json.loads((tmp_path / "tiny.json").read_text())
     assert facts["recipe_hash"] == trainer.recipe.digest()
     assert facts["parameters"] == sum(p.numel() for p in trainer.network.parameters())
-    assert "simulated" in facts["what"]
+    assert "depth, normals" in facts["what"]
+    assert facts["what"].endswith(", and agreement between two lights.")
+    assert "two lights" not in pretext_run.what_it_is(ObjectiveWeights(agreement=0))
     assert "no class label" in facts["what_not"]
     settings = ImageBackboneSettings.model_validate(facts["image_backbone"])
     frozen = FrozenViT(settings=settings.model_copy(update={"weights": str(tmp_path / "tiny.safetensors")}))

@@ -188,6 +188,11 @@ def test_a_first_stage_of_which_only_the_line_is_left_is_made_again(tmp_path: Pa
         assert reproduce_table._is_needed(first, [second]) == needed
 
 
+def test_second_stages_follow_the_first_stage_that_they_share() -> None:
+    chains = reproduce_table._chains_of(["mlp", "ours_pl", "xmuda", "ours_gate_pl"])
+    assert chains == [["mlp"], ["ours", "ours_pl", "ours_gate_pl"], ["xmuda"]]
+
+
 def test_tables_ask_for_shifts_and_methods_that_there_are() -> None:
     shifts = {path.stem for path in (PROGRAMS / "recipes" / "shifts").glob("*.yaml")}
     for benchmark in reproduce_table.BENCHMARKS:
@@ -195,8 +200,10 @@ def test_tables_ask_for_shifts_and_methods_that_there_are() -> None:
         assert set(arguments.shifts) <= shifts
         assert set(arguments.methods) <= set(METHODS)
     tuning = reproduce_table._parse(["--benchmark", "tuning"])
-    assert {"ours", "ours_lora", "ours_all_modules", "ours_gate"} <= set(tuning.methods)
-    assert "sim_weak_vfm" in tuning.shifts
+    assert tuning.methods == ["ours", "ours_lora", "ours_all_modules", "ours_gate"]
+    weak = reproduce_table._parse(["--benchmark", "weak_vfm"])
+    assert weak.shifts == ["sim_weak_vfm"]
+    assert set(tuning.methods) < set(weak.methods)
     assert reproduce_table._parse(["--benchmark", "tuning", "--methods", "ours"]).methods == ["ours"]
 
 
@@ -250,8 +257,9 @@ def test_table_is_made_gone_on_with_and_printed(world: Path, capsys: pytest.Capt
     assert all(re.fullmatch(r"torch \S+, timm \S+, spconv-cu\d+ \S+, .+", row["made_with"]) for row in rows)
     printed = capsys.readouterr().out
     ours_pl = [line for line in printed.splitlines() if line.startswith("| ours_pl |")]
-    assert len(ours_pl) == 3  # a table for each protocol
+    assert len(ours_pl) == 4  # a table for each protocol, and one of what they cost
     assert "±" in ours_pl[0]
+    assert re.fullmatch(r"\| ours_pl \| \d\.\d\d \| \d\.\d\d \| \d{3,} \| 2 \|", ours_pl[3])
     fuse = next(line for line in printed.splitlines() if line.startswith("| xmuda_fuse |"))
     assert fuse.split("|")[2:5] == [" - "] * 3  # a single fused classifier has 2D3D only
     kept = {(row["method"], row["seed"]): row for row in rows if row["method"] != "ours_pl" or row["seed"] != "1"}
@@ -263,6 +271,14 @@ def test_table_is_made_gone_on_with_and_printed(world: Path, capsys: pytest.Capt
     again = read_table(world)
     assert again[:-1] == list(kept.values())
     assert {**again[-1], "minutes": ""} == {**rows[4], "minutes": ""}  # made again, with the same result
+
+
+def test_what_a_gate_had_on_is_kept_beside_the_table(world: Path) -> None:
+    assert make_table(world, "ours_gate", flags=["--set", "model.image_backbone.tuning.warmup=2"]) == 0
+    kept = world / "table_selection"
+    run = world / "table" / "small" / SHIFT / "ours_gate" / "seed_1"
+    assert (kept / f"{SHIFT}_ours_gate_seed_1.csv").read_bytes() == (run / "selection.csv").read_bytes()
+    assert {path.suffix for path in kept.glob(f"{SHIFT}_ours_gate_seed_0.*")} == {".csv", ".png"}
 
 
 def test_classes_of_runs_scored_before_are_noted_and_printed(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

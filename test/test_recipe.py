@@ -11,15 +11,15 @@ import yaml
 from tiny_world import tiny_recipe, tiny_values
 
 from xmodal_seg.training.recipe import Recipe, compose, load_recipe, merge, parse_recipe, save_recipe
+from xmodal_seg.training.table_runs import FIRST_STAGE
 
 RECIPES = Path(__file__).parent.parent / "training" / "recipes"
 METHODS = sorted(path.stem for path in (RECIPES / "methods").glob("*.yaml"))
 SHIFTS = sorted(path.stem for path in (RECIPES / "shifts").glob("*.yaml"))
-NEEDS_LABELS = {"ours_pl", "xmuda_pl"}
 
 
 def composed(shift: str, method: str, size: str, *overrides: str) -> Recipe:
-    labels = ["data.pseudo_labels=some/folder"] if method in NEEDS_LABELS else []
+    labels = ["data.pseudo_labels=some/folder"] if method in FIRST_STAGE else []
     return compose(RECIPES, shift=shift, method=method, size=size, overrides=[*labels, *overrides])
 
 

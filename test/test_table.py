@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -28,7 +31,9 @@ from xmodal_seg.training.table import (
 )
 from xmodal_seg.training.table_classes import FIELDS as CLASS_FIELDS
 from xmodal_seg.training.table_classes import append_classes, classes_markdown
-from xmodal_seg.training.table_runs import CODE_FILE, Finished, Run, _gpus, _in_pool, _note
+from xmodal_seg.training.table_costs import FIELDS as COST_FIELDS
+from xmodal_seg.training.table_costs import append_costs, costs_markdown, path_beside
+from xmodal_seg.training.table_runs import CODE_FILE, Finished, Run, _gpus, _in_own_process, _in_pool, _note
 
 OURS = HeadSettings()
 XMUDA = HeadSettings(main=("2d", "3d"), mimic=(), ensemble=("2d", "3d"))
@@ -49,7 +54,7 @@ def test_second_stages_come_before_chains_that_have_not_begun(tmp_path: Path) ->
     runs = {name: Run(recipe=tiny_recipe(tmp_path), key={"method": name}, folder=tmp_path / name) for name in "abcd"}
     order: list[str] = []
 
-    def submit(_: Any, run: Run) -> Future[Finished]:
+    def submit(run: Run) -> Future[Finished]:
         order.append(run.key["method"])
         future: Future[Finished] = Future()
         future.set_result(Finished(run=run, error="broken" if run is runs["c"] else None))
@@ -59,6 +64,21 @@ def test_second_stages_come_before_chains_that_have_not_begun(tmp_path: Path) ->
     finished = list(_in_pool(submit, chains, jobs=1))
     assert order == ["a", "b", "c", "d"]
     assert [each.error for each in finished] == [None, None, "broken", None]
+
+
+def test_a_killed_run_is_an_error_of_its_own_and_gives_its_gpu_back(tmp_path: Path) -> None:
+    run = Run(recipe=tiny_recipe(tmp_path), key={"shift": "night", "method": "ours", "seed": 0}, folder=tmp_path)
+    gpus: SimpleQueue[str] = SimpleQueue()
+    gpus.put("5")
+    finished = _in_own_process(run, gpus, make=_killed)
+    assert finished.run is run
+    assert finished.error == f"night ours seed 0: its process was killed; {tmp_path}/log.txt is what it said"
+    assert gpus.get_nowait() == "5"
+
+
+def _killed(_: Run) -> Finished:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
 
 def test_columns_are_the_papers() -> None:
@@ -135,10 +155,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from xmodal_seg.training.table_runs import _begin_worker
 if __name__ == "__main__":
-    context = get_context("spawn")
-    gpus = context.SimpleQueue()
-    gpus.put("5")
-    how = {"mp_context": context, "initializer": _begin_worker, "initargs": (os.getpid(), gpus)}
+    how = {"mp_context": get_context("spawn"), "initializer": _begin_worker, "initargs": (os.getpid(), "5")}
     with ProcessPoolExecutor(1, **how) as pool:
         print(pool.submit(os.getenv, "CUDA_VISIBLE_DEVICES").result(), flush=True)
         print(pool.submit(os.getpid).result(), flush=True)
@@ -190,6 +207,23 @@ def test_classes_have_a_line_each_once(tmp_path: Path) -> None:
     lines = classes_markdown(rows, shift="night", methods=["ours", "mlp"], column="3d").splitlines()
     assert lines[0] == "| method | road | truck | seeds |"
     assert lines[2:] == ["| ours | 35.0 | - | 2 |", "| mlp | - | - | 0 |"]
+
+
+def test_costs_have_a_line_each_once_and_a_mean_by_method(tmp_path: Path) -> None:
+    path, key = path_beside(tmp_path / "tuning_small.csv"), row("ours", 0, OURS)
+    assert path.name == "tuning_small_costs.csv"
+    for seed, step_s in (("0", 0.2), ("1", 0.4), ("1", 9.0)):
+        costs = {"steps": 20, "step_s": step_s, "step_cpu_s": 0.1, "peak_mb": 900}
+        append_costs(path, {**key, "seed": seed}, made_with="torch", costs=costs)
+    append_costs(path, {**key, "seed": "2"}, made_with="torch", costs={})  # of a run from before they were measured
+    rows = read_rows(path, fields=COST_FIELDS)
+    assert [(line["seed"], line["step_s"], line["made_with"]) for line in rows] == [
+        ("0", "0.2", "torch"),
+        ("1", "0.4", "torch"),
+    ]
+    lines = costs_markdown(rows, methods=["ours", "ours_gate"]).splitlines()
+    assert lines[0] == "| method | step, s | step, CPU s | memory, MB | runs |"
+    assert lines[2:] == ["| ours | 0.30 | 0.10 | 900 | 2 |", "| ours_gate | - | - | - | 0 |"]
 
 
 def test_a_second_stage_depends_on_the_first() -> None:

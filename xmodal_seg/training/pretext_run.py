@@ -28,11 +28,17 @@ MAX_PARAMETERS = 6_000_000
 STATE_FILE, LOSS_FILE, RECIPE_FILE = "state.pt", "losses.csv", "recipe.json"
 TERMS = tuple(ObjectiveWeights.model_fields)
 _CPU = torch.device("cpu")
-WHAT_IT_IS = (
-    "A stand-in for a vision foundation model: a small ViT pre-trained on simulated streets only, on depth, normals, "
-    "reflectance, height above the road, roughness, extents of objects, borders of objects and of strips of ground "
-    "(which strip is which is not told), and agreement between two lights."
-)
+_LEARNED_FROM = {
+    "depth": "depth",
+    "normal": "normals",
+    "albedo": "reflectance",
+    "height": "height above the road",
+    "roughness": "roughness",
+    "extent": "extents of objects",
+    "edge": "borders of objects and of strips of ground (which strip is which is not told)",
+    "affinity": "which places belong to one object",
+    "agreement": "agreement between two lights",
+}
 WHAT_IT_IS_NOT = (
     "It has seen no photograph and no class label, and it does not stand for what DINOv2, DINOv3 or C-RADIO can do; "
     "its places, palettes, object models and lights were random and are none of the named ones."
@@ -237,7 +243,7 @@ def export(trainer: PretextTrainer, path: Path) -> None:
     sha256 = write_tensor_file(path, weights)
     recipe = trainer.recipe
     facts = {
-        "what": WHAT_IT_IS,
+        "what": what_it_is(recipe.weights),
         "what_not": WHAT_IT_IS_NOT,
         "image_backbone": recipe.backbone(path.name).model_dump(mode="json"),
         "parameters": sum(tensor.numel() for tensor in weights.values()),
@@ -249,6 +255,15 @@ def export(trainer: PretextTrainer, path: Path) -> None:
         "recipe": recipe.model_dump(mode="json"),
     }
     write_text(path.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
+
+
+def what_it_is(weights: ObjectiveWeights) -> str:
+    """One sentence about a network that was pre-trained with these weights."""
+    terms = [text for name, text in _LEARNED_FROM.items() if getattr(weights, name) > 0]
+    return (
+        "A stand-in for a vision foundation model: a small ViT pre-trained on simulated streets only, on "
+        f"{', '.join(terms[:-1])}, and {terms[-1]}."
+    )
 
 
 def _drop_rows_after(path: Path, step: int) -> None:

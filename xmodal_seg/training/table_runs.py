@@ -8,12 +8,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import cycle, islice
 from multiprocessing import get_context
-from multiprocessing.queues import SimpleQueue
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -27,8 +28,15 @@ from xmodal_seg.training.run import evaluate_run, make_run_pseudo_labels, train
 from xmodal_seg.training.run_state import STATE_FILE
 from xmodal_seg.training.table import code_hash
 
-# A second stage learns from the pseudo-labels of its first stage, of the same seed.
-FIRST_STAGE = {"ours_pl": "ours", "xmuda_pl": "xmuda"}
+# A second stage learns from the pseudo-labels of its first stage, of the same seed. Those with a tuned image backbone
+# have one teacher with ours_pl, whose backbone is frozen: they differ in nothing but the student.
+FIRST_STAGE = {
+    "ours_pl": "ours",
+    "ours_lora_pl": "ours",
+    "ours_all_modules_pl": "ours",
+    "ours_gate_pl": "ours",
+    "xmuda_pl": "xmuda",
+}
 CODE_FILE = "code.txt"  # a line for each version of the code that the run has seen
 MACHINE_FILE = "made_with.txt"  # the same for libraries and devices
 _PARENT_PERIOD_S = 1.0
@@ -63,21 +71,20 @@ class Finished:
 def make_runs(chains: Sequence[Sequence[Run]], *, jobs: int) -> Iterator[Finished]:
     """Train and score runs, `jobs` at a time, each as soon as the one before it in its chain is done.
 
-    The runs behind one that fails are left out. With one job everything happens in this process; with more, each has a
-    process and a single thread: two such processes do nearly twice the work of one process with two threads. Of several
-    GPUs each process sees one.
+    The runs behind one that fails are left out. With one job everything happens in this process; with more, each run
+    has a process of its own and a single thread: two such processes do nearly twice the work of one process with two
+    threads. Of several GPUs each process sees one.
     """
     if jobs == 1:
         for chain in chains:
             yield from _until_failure(chain)
         return
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes to come
-    context, parent = get_context("spawn"), os.getpid()
-    gpus = context.SimpleQueue()
+    gpus: SimpleQueue[str] = SimpleQueue()
     for gpu in islice(cycle(_gpus()), jobs):
         gpus.put(gpu)
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin_worker, initargs=(parent, gpus)) as pool:
-        yield from _in_pool(pool.submit, chains, jobs=jobs)
+    with ThreadPoolExecutor(jobs) as threads:
+        yield from _in_pool(lambda run: threads.submit(_in_own_process, run, gpus), chains, jobs=jobs)
 
 
 def make_run(run: Run) -> Finished:
@@ -122,8 +129,21 @@ def _libraries_and_device(recipe: Recipe) -> str:
     return ", ".join([*packages, device_name(torch.device("cuda" if uses_gpu else "cpu"))])
 
 
+def _in_own_process(run: Run, gpus: SimpleQueue[str], *, make: Callable[[Run], Finished] = make_run) -> Finished:
+    """Make a run in a new process, whose memory is then the run's; one that is killed is that run's error alone."""
+    gpu = gpus.get()
+    arguments = (os.getpid(), gpu)
+    try:
+        with ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin_worker, initargs=arguments) as pool:
+            return pool.submit(make, run).result()
+    except BrokenProcessPool:
+        return Finished(run=run, error=f"{run.title}: its process was killed; {run.folder}/log.txt is what it said")
+    finally:
+        gpus.put(gpu)
+
+
 def _in_pool(
-    submit: Callable[..., Future[Finished]], chains: Sequence[Sequence[Run]], *, jobs: int
+    submit: Callable[[Run], Future[Finished]], chains: Sequence[Sequence[Run]], *, jobs: int
 ) -> Iterator[Finished]:
     """Chains begin in their order; a run whose first stage is done comes before chains that have not begun."""
     followers = {id(chain[i]): chain[i + 1] for chain in chains for i in range(len(chain) - 1)}
@@ -132,7 +152,7 @@ def _in_pool(
     while pending or waiting:
         while waiting and len(pending) < jobs:
             run = waiting.popleft()
-            pending[submit(make_run, run)] = run
+            pending[submit(run)] = run
         done, _ = wait(pending, return_when=FIRST_COMPLETED)
         for future in done:
             run, finished = pending.pop(future), future.result()
@@ -149,8 +169,8 @@ def _until_failure(chain: Sequence[Run]) -> Iterator[Finished]:
             return
 
 
-def _begin_worker(parent: int, gpus: SimpleQueue[str]) -> None:
-    os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()  # before CUDA begins in this process
+def _begin_worker(parent: int, gpu: str) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA begins in this process
     torch.set_num_threads(1)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

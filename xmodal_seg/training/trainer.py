@@ -2,8 +2,8 @@
 """Training: steps on both domains, validation, checkpoints; on a CPU, a GPU or several.
 
 A run's folder holds `recipe.yaml` (resolved), `state.pt` (to go on from), `last/` and `best/` (checkpoints),
-`validation.csv` and TensorBoard's event files; with `tuning: gate` also `selection.csv` and `selection.png`. `.lock` is
-held while it trains.
+`validation.csv`, `costs.json` and TensorBoard's event files; with `tuning: gate` also `selection.csv` and
+`selection.png`. `.lock` is held while it trains.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from xmodal_seg.training.module_gate import ModuleGate
 from xmodal_seg.training.optim import build_optimizer, build_scheduler, sizes_line
 from xmodal_seg.training.processes import average_buffers, sum_gradients, sum_over_processes
 from xmodal_seg.training.recipe import Recipe, save_recipe
+from xmodal_seg.training.run_costs import RunCosts
 from xmodal_seg.training.run_log import RunLog
 from xmodal_seg.training.run_state import STATE_FILE, load_state, save_state
 from xmodal_seg.training.run_streams import RunStreams, Sources
@@ -107,6 +108,7 @@ class Trainer:
         total = self.recipe.optim.steps
         steps = self.steps(start=self.step)
         items = iter(self._read(steps))
+        costs = RunCosts(self.fabric.device)
         self.model.train()
         if self._is_first:
             self._console.print(sizes_line(self.model, self.optimizer), highlight=False)
@@ -115,9 +117,12 @@ class Trainer:
                 start_s = time.perf_counter()
                 source, target = next(items)
                 wait_s = time.perf_counter() - start_s
-                terms = self.train_step(source, target)
+                with costs.step():
+                    terms = self.train_step(source, target)
                 self._log(log, terms, wait_s=wait_s, step_s=time.perf_counter() - start_s)
                 self._after_step(log)
+        if self._is_first:
+            costs.write(self.out)
 
     def steps(self, *, start: int = 0, stop: int | None = None) -> TrainingSteps:
         """This process's batches of the steps from `start` to `stop`; None: to the recipe's last."""
