@@ -2,7 +2,13 @@
 """Replay a bag through the segmentation node: `ros2 launch xmodal_seg replay.launch.py bag:=FOLDER`.
 
 Every argument of seg.launch.py is accepted as well; what is not given is found in the bag.
+
+On Ubuntu's ROS this file runs on the system's Python, whatever environment is active. So it imports nothing that comes
+from pip: an executable of the package, which has the Python that it was built with, looks into the bag.
 """
+
+import json
+import subprocess
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
@@ -11,13 +17,14 @@ from launch.events.process import ProcessExited
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+from launch_ros.substitutions import ExecutableInPackage
 
 WAIT_S = 300.0  # for the segmentation node: a large model on a slow disk
 SEG_LAUNCH = f"{get_package_share_directory('xmodal_seg')}/launch/seg.launch.py"
 
 ARGUMENTS = {
     "bag": (None, "rosbag2 folder, or one .mcap or .db3 file"),
-    "rate": ("1.0", "how many times as fast as it was recorded"),
+    "rate": ("1.0", "how many times as fast as it was recorded; below 1 the segmentation node waits longer"),
     "loop": ("false", "start again at the end"),
     "start_offset": ("0.0", "leave out the beginning, s"),
     "pace": ("false", "true: each sweep waits for the previous one's labels, so that a slow computer drops none"),
@@ -34,6 +41,8 @@ FOUND = (
     "intensity_min",
     "intensity_max",
 )
+# Also of it: by the wall clock, so as many times longer as the replay is slower.
+WAITS = ("camera_timeout_ms", "transform_timeout_s")
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -46,13 +55,16 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument(name, default_value="", description=f"{name} of seg.launch.py; else found in the bag")
         for name in FOUND
     ]
-    return LaunchDescription([*arguments, *found, OpaqueFunction(function=make_nodes)])
+    described = "of seg.launch.py; else as the parameter file says, divided by a rate below 1"
+    waits = [DeclareLaunchArgument(name, default_value="", description=f"{name} {described}") for name in WAITS]
+    return LaunchDescription([*arguments, *found, *waits, OpaqueFunction(function=make_nodes)])
 
 
 def make_nodes(context: LaunchContext) -> list:
     """The player, and the segmentation node on the bag's topics."""
     given = {name: context.perform_substitution(LaunchConfiguration(name)) for name in context.launch_configurations}
-    found = bag_arguments(given["bag"], given=given)
+    rate = to_number("rate", given["rate"])
+    found = look_into_bag(context, given)
     # Topics are as the bag has them, and cameras are in its words unless they were named.
     arguments = {name: value if name == "image_topics" else given[name] or value for name, value in found.items()}
     images = [topic for topic in arguments["image_topics"].split(",") if topic]
@@ -67,7 +79,7 @@ def make_nodes(context: LaunchContext) -> list:
         parameters=[
             {
                 "bag": given["bag"],
-                "rate": to_number("rate", given["rate"]),
+                "rate": rate,
                 "loop": to_bool("loop", given["loop"]),
                 "start_offset_s": to_number("start_offset", given["start_offset"]),
                 "wait_for_topics": [arguments["points_topic"], *(image + suffix for image in images)],
@@ -87,47 +99,19 @@ def make_nodes(context: LaunchContext) -> list:
     return [segmentation, player]
 
 
-def bag_arguments(bag_path: str, *, given: dict[str, str]) -> dict[str, str]:
-    """seg.launch.py's arguments for a bag, of the topic of points and the cameras in `given` if it names them.
+def look_into_bag(context: LaunchContext, given: dict[str, str]) -> dict[str, str]:
+    """seg.launch.py's arguments for the bag, of the topic of points and the cameras in `given` if it names them.
 
-    Raises ValueError if the bag lacks them, or the node cannot take it as it is.
+    Raises ValueError with the last line of `xmodal-seg replay-arguments` if that fails.
     """
-    from xmodal_seg.bag_files import open_bag
-    from xmodal_seg.bag_topics import find_topics, intensity_range_of
-
-    with open_bag(bag_path) as bag:
-        topics = find_topics(bag, points_topic=given["points_topic"] or None, cameras=chosen_cameras(given))
-        intensity_min, intensity_max = intensity_range_of(bag, topics.points)
-    images = [camera.image for camera in topics.cameras]
-    compressed = {image.endswith("/compressed") for image in images}
-    if len(compressed) > 1:
-        raise ValueError(
-            f"{bag_path} has raw and compressed images; the node takes one kind: name them by image_topics"
-        )
-    return {
-        "points_topic": topics.points,
-        "cameras": ",".join(camera.name for camera in topics.cameras) or "none",
-        "image_topics": ",".join(image.removesuffix("/compressed") for image in images),
-        "camera_info_topics": ",".join(camera.camera_info for camera in topics.cameras),
-        "image_transport": "compressed" if compressed == {True} else "raw",
-        "intensity_min": str(intensity_min),
-        "intensity_max": str(intensity_max),
-    }
-
-
-def chosen_cameras(given: dict[str, str]) -> list[str] | None:
-    """Which of the bag's cameras to find, by image topic or by name; None: all.
-
-    Where image topics are given, cameras may have any name, and are as many: each goes with the topic at its place.
-    """
-    names, topics = (
-        [word.strip() for word in given[key].split(",") if word.strip()] for key in ("cameras", "image_topics")
-    )
-    if topics and names and len(topics) != len(names):
-        raise ValueError(f"image_topics: expected one for each of the cameras {', '.join(names)}, got {len(topics)}")
-    if not names and not topics:
-        return None
-    return topics or [name for name in names if name != "none"]
+    program = ExecutableInPackage(package="xmodal_seg", executable="xmodal-seg").perform(context)
+    names = ("points_topic", "cameras", "image_topics", "rate", "params_file")
+    options = [f"--{name.replace('_', '-')}={given[name]}" for name in names if given.get(name)]
+    done = subprocess.run([program, "replay-arguments", *options, "--", given["bag"]], capture_output=True, text=True)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines()
+        raise ValueError(said[-1] if said else f"{program} ended with exit code {done.returncode} and said nothing")
+    return json.loads(done.stdout)
 
 
 def end_where_it_failed(event: ProcessExited, _: LaunchContext) -> list:

@@ -36,6 +36,8 @@ ARGUMENTS = {
     "camera_info_durability": ("", "volatile, or transient_local for drivers that publish CameraInfo once"),
     "intensity_min": ("", "LiDAR intensity that the model shall see as 0"),
     "intensity_max": ("", "LiDAR intensity that the model shall see as 1"),
+    "camera_timeout_ms": ("", "a sweep goes on without a camera after waiting this long by the wall clock, ms"),
+    "transform_timeout_s": ("", "how long a sweep waits for a transform by the wall clock, s"),
     "lidar_frame": ("", "overrides the frame_id of the points"),
     "camera_frames": ("", "overrides the frame_id of each camera, separated by commas"),
     "calibration_file": ("", "YAML with camera poses (and intrinsics) where transforms or CameraInfo are missing"),
@@ -76,7 +78,7 @@ STRINGS = (
     "device",
     "precision",
 )
-NUMBERS = ("intensity_min", "intensity_max")
+NUMBERS = ("intensity_min", "intensity_max", "camera_timeout_ms", "transform_timeout_s")
 FLAGS = ("use_sim_time", "autostart")
 
 

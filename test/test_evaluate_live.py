@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from argparse import Namespace
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ from xmodal_seg.bag_writing import labelled_message
 from xmodal_seg.commands.demo import prepare_input
 from xmodal_seg.commands.evaluate_live import live_facts, live_parameters, play, scored_answers
 from xmodal_seg.commands.main import main
+from xmodal_seg.commands.slow_replay import WAITS
+from xmodal_seg.nodes.answers import Answers
 from xmodal_seg.nodes.lighting_input import NOT_HEARD_YET
 from xmodal_seg.nodes.recorder import Recorder, Status
 from xmodal_seg.structures import Frame
@@ -44,7 +47,7 @@ LATENCY_S = 0.125
 class FakeRecorder:
     """What a recorder holds after the frames 0, 1 and 3 of `drive` came back, the second of them twice."""
 
-    clouds: list[bytes] = field(default_factory=list)
+    answers: Answers
     asked_s: dict[int, float] = field(default_factory=dict)
     answered_s: dict[int, float] = field(default_factory=dict)
     ages_ms: list[float] = field(default_factory=lambda: [10.0, 20.0, 90.0])
@@ -54,7 +57,7 @@ class FakeRecorder:
 
     def answer(self, frame: Frame, labels: np.ndarray) -> None:
         message = labelled_message(frame, labels, np.ones(len(labels), np.float32), SPACE)
-        self.clouds.append(bytes(typestore().serialize_cdr(message, message.__msgtype__)))
+        self.answers.add(bytes(typestore().serialize_cdr(message, message.__msgtype__)))
         number = (frame.stamp_ns - START_NS) / 1e9
         self.asked_s[frame.stamp_ns] = number
         self.answered_s.setdefault(frame.stamp_ns, number + LATENCY_S)
@@ -63,8 +66,8 @@ class FakeRecorder:
         self.statuses.append(Status(level=0, message="labelling", values=values, arrived_s=time_s))
 
 
-def heard() -> FakeRecorder:
-    recorder = FakeRecorder()
+def heard(folder: Path) -> FakeRecorder:
+    recorder = FakeRecorder(Answers(folder))
     for number in (0, 1, 1, 3):
         frame = drive()[number]
         recorder.answer(frame, np.where(frame.labels < 0, 0, frame.labels).astype(np.uint8))
@@ -78,8 +81,8 @@ def heard() -> FakeRecorder:
     return recorder
 
 
-def test_answers_are_scored_with_what_the_diagnostics_said_then():
-    scored = list(scored_answers(drive()[:5], heard(), label_space=SPACE, conditions=Conditions([(0, "day")])))
+def test_answers_are_scored_with_what_the_diagnostics_said_then(tmp_path: Path):
+    scored = list(scored_answers(drive()[:5], heard(tmp_path), label_space=SPACE, conditions=Conditions([(0, "day")])))
 
     assert [each.score.number for each in scored] == [0, 1, 3]
     assert [each.score.minute for each in scored] == [0, 0, 0]
@@ -88,20 +91,20 @@ def test_answers_are_scored_with_what_the_diagnostics_said_then():
     assert [each.score.light.guidance for each in scored] == [None, 0.25, 0.25]
     assert {each.score.condition for each in scored} == {"day"}
     assert all(each.score.confusion.mean_iou() == 100 for each in scored)
-    estimated = scored_answers(drive()[:5], heard(), label_space=SPACE, conditions=Conditions([]))
+    estimated = scored_answers(drive()[:5], heard(tmp_path), label_space=SPACE, conditions=Conditions([]))
     assert [each.score.condition for each in estimated] == [None, "night", "night"]
 
 
-def test_an_answer_of_another_size_is_refused():
-    recorder = FakeRecorder()
+def test_an_answer_of_another_size_is_refused(tmp_path: Path):
+    recorder = FakeRecorder(Answers(tmp_path))
     frame = drive()[0]
     recorder.answer(frame.select(np.arange(7)), np.zeros(7, np.uint8))
     with pytest.raises(ValueError, match=r"sweep at 1000\.000 s: expected 201 labels from the node, got 7"):
         list(scored_answers([frame], recorder, label_space=SPACE, conditions=Conditions([])))
 
 
-def test_latency_age_and_losses():
-    facts = live_facts(heard(), num_sweeps=5, rate=2.0)
+def test_latency_age_and_losses(tmp_path: Path):
+    facts = live_facts(heard(tmp_path), num_sweeps=5, rate=2.0)
 
     assert (facts["sweeps"], facts["answered"], facts["lost"], facts["rate"]) == (5, 3, 2, 2.0)
     assert facts["latency_ms"] == {"p50": 125.0, "p95": 125.0, "p99": 125.0, "max": 125.0}
@@ -110,11 +113,11 @@ def test_latency_age_and_losses():
     assert facts["counted_by_the_node"] == {"dropped_busy": 3, "pairing waited": 4}
     assert facts["stage_ms"]["model"]["median"] == 7.0
     assert facts["adaptation"] == {}
-    assert live_facts(FakeRecorder(ages_ms=[]), num_sweeps=5, rate=1.0)["latency_ms"] == {}
+    assert live_facts(FakeRecorder(Answers(tmp_path), ages_ms=[]), num_sweeps=5, rate=1.0)["latency_ms"] == {}
 
 
 @pytest.mark.parametrize(
-    ("num_clouds", "frames", "missed"),
+    ("num_answers", "frames", "missed"),
     [
         (0, [], True),  # nothing was heard of the node
         (0, ["0", "3"], True),  # it labelled, and nothing came here
@@ -124,12 +127,25 @@ def test_latency_age_and_losses():
     ],
 )
 def test_a_node_that_labels_unheard_is_told_from_one_that_labels_nothing(
-    num_clouds: int, frames: list[str], missed: bool
+    num_answers: int, frames: list[str], missed: bool
 ):
     recorder = Recorder.__new__(Recorder)
-    recorder.clouds = [b""] * num_clouds
+    recorder.answers = [b""] * num_answers
     recorder.statuses = [Status(level=0, message="", values={"frames": number}) for number in frames]
     assert recorder.has_missed_the_node == missed
+
+
+def test_clouds_go_to_the_disk(tmp_path: Path):
+    recorder = Recorder.__new__(Recorder)
+    recorder.answers, recorder.answered_s = Answers(tmp_path), {}
+    cloud = bytes(5_000_000)
+    tracemalloc.start()
+    for _ in range(4):
+        recorder._cloud(cloud)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (len(recorder.answers), list(recorder.answered_s)) == (4, [0])
+    assert peak < len(cloud)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +172,13 @@ def test_parameters_are_those_of_a_robot(home: Path, tmp_path: Path):
     arguments.adaptation, arguments.labelled_frames = str(tmp_path / "adaptation.yaml"), str(tmp_path)
     on = live_parameters(given, arguments, mode="on")
 
+    arguments.rate = 0.25
+    slow = live_parameters(given, arguments, mode="off")
+
     assert set(off) == {"/xmodal_seg", "/play_bag"}
+    assert not set(WAITS) & set(off["/xmodal_seg"]["ros__parameters"])
+    waits = {name: slow["/xmodal_seg"]["ros__parameters"][name] for name in WAITS}
+    assert waits == {"camera_timeout_ms": 600.0, "transform_timeout_s": 0.8}
     assert off["/xmodal_seg"]["ros__parameters"]["lighting_topic"] == ""
     assert off["/play_bag"]["ros__parameters"]["rate"] == 3.0
     assert not {"pace_topic", "pace_input"} & set(off["/play_bag"]["ros__parameters"])

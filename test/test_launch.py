@@ -24,9 +24,11 @@ pytest.importorskip("launch_ros", reason="launch_ros is missing: it comes with a
 from ament_index_python.packages import get_package_share_directory
 from diagnostic_msgs.msg import DiagnosticArray
 from helpers import make_calibration, make_frame
+from launch import LaunchContext
 from lifecycle_msgs.srv import GetState
 from light_pictures import day_picture
 from node_harness import save_tiny_checkpoint
+from rcl_interfaces.srv import GetParameters
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from sensor_msgs.msg import PointCloud2
@@ -313,43 +315,34 @@ def test_a_lighting_node_that_is_killed_is_started_again(listener: Listener, che
     assert ended_cleanly(log.read_text()) == {"segmentation_node", "lighting_node"}
 
 
-@pytest.mark.parametrize(
-    ("given", "cameras", "image_topics"),
-    [
-        ({}, "camera_0,camera_1", "/camera_0/image,/camera_1/image"),
-        ({"cameras": "camera_1"}, "camera_1", "/camera_1/image"),
-        ({"cameras": "camera_1, camera_0"}, "camera_1,camera_0", "/camera_1/image,/camera_0/image"),
-        ({"cameras": "none"}, "none", ""),
-        ({"image_topics": "/camera_1/image"}, "camera_1", "/camera_1/image"),
-        ({"cameras": "own", "image_topics": "/camera_1/image"}, "camera_1", "/camera_1/image"),
-        (
-            {"cameras": "right,left", "image_topics": "/camera_1/image,/camera_0/image"},
-            "camera_1,camera_0",
-            "/camera_1/image,/camera_0/image",
-        ),
-    ],
-)
-def test_replay_finds_the_topics_of_the_cameras_that_are_named(
-    given: dict[str, str], cameras: str, image_topics: str, two_camera_bag: Path
+def test_replay_asks_an_executable_of_the_package_what_the_bag_has(two_camera_bag: Path) -> None:
+    nothing = dict.fromkeys(("points_topic", "cameras", "image_topics"), "")
+    given = {**nothing, "bag": str(two_camera_bag), "cameras": "camera_1", "rate": "0.5"}
+    found = load_launch_module("replay").look_into_bag(LaunchContext(), given)
+    assert (found["cameras"], found["image_topics"]) == ("camera_1", "/camera_1/image")
+    assert float(found["camera_timeout_ms"]) == 300
+
+
+def test_below_rate_1_the_segmentation_node_waits_longer(
+    listener: Listener, bag: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
-    nothing = dict.fromkeys(("points_topic", "cameras", "image_topics"), "")
-    arguments = load_launch_module("replay").bag_arguments(str(two_camera_bag), given={**nothing, **given})
-    assert (arguments["cameras"], arguments["image_topics"]) == (cameras, image_topics)
-    assert arguments["camera_info_topics"] == image_topics.replace("image", "camera_info")
-    assert arguments["points_topic"] == "/points"
+    (tmp_path / "node.yaml").write_text("/**/xmodal_seg: {ros__parameters: {camera_timeout_ms: 400.0}}")
+    log = tmp_path / "launch.log"
+    arguments = [f"bag:={bag}", f"checkpoint:={checkpoint}", "device:=cpu", "lighting:=false", "rate:=0.5"]
+    arguments += [f"params_file:={tmp_path / 'node.yaml'}"]
+    client = listener.node.create_client(GetParameters, "/xmodal_seg/get_parameters")
+    with launched("replay.launch.py", *arguments, log=log) as process:
+        listener.spin_until(client.service_is_ready, process, log)
+        asked = client.call_async(GetParameters.Request(names=["camera_timeout_ms", "transform_timeout_s"]))
+        listener.spin_until(asked.done, process, log)
+    assert [value.double_value for value in asked.result().values] == [800.0, 0.4]
 
 
-def test_a_camera_or_topic_that_the_bag_lacks_is_named(two_camera_bag: Path) -> None:
-    bag_arguments = load_launch_module("replay").bag_arguments
-    nothing = dict.fromkeys(("points_topic", "cameras", "image_topics"), "")
-    with pytest.raises(ValueError, match="/roof"):
-        bag_arguments(str(two_camera_bag), given={**nothing, "points_topic": "/roof"})
-    with pytest.raises(ValueError, match="rear"):
-        bag_arguments(str(two_camera_bag), given={**nothing, "cameras": "rear"})
-    with pytest.raises(ValueError, match="expected one for each of the cameras left, right, got 1"):
-        bag_arguments(
-            str(two_camera_bag), given={**nothing, "cameras": "left, right", "image_topics": "/camera_1/image"}
-        )
+def test_a_bag_that_cannot_be_read_ends_with_one_sentence(tmp_path: Path) -> None:
+    code, output = run_to_its_end("replay.launch.py", f"bag:={tmp_path / 'none'}", folder=tmp_path)
+    assert code != 0
+    (said,) = [line for line in output.splitlines() if "[INFO]" not in line]
+    assert said.endswith(f"xmodal-seg replay-arguments: no bag at {tmp_path / 'none'}: no such file or folder")
 
 
 def test_a_misspelt_argument_is_refused_and_one_of_another_launch_file_is_not() -> None:

@@ -272,6 +272,64 @@ def test_topics_can_be_chosen_remapped_and_started_later(bench: Bench, bag_path:
     assert bench.heard["/front/camera_info"] == []
 
 
+@pytest.fixture(scope="module")
+def own_bag_path(bag_path: Path) -> Path:
+    """As `ros2 bag record -a` takes it beside the running nodes: what they publish is in it as well."""
+    path = bag_path.parent / "everything"
+    with open_bag(bag_path) as given, BagWriter(path) as bag:
+        for message in given.messages():
+            bag.write_raw(message.topic, message.msgtype, message.stamp_ns, message.data)
+            if message.topic == "/points":
+                for topic in ("/xmodal_seg/points", "/answers"):
+                    bag.write_raw(topic, message.msgtype, message.stamp_ns, message.data)
+                bag.write_raw("/lighting", "diagnostic_msgs/msg/DiagnosticArray", message.stamp_ns, b"")
+                bag.write_raw("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", message.stamp_ns, b"")
+    return path
+
+
+@pytest.mark.ros
+def test_what_the_nodes_publish_themselves_is_left_out(
+    bench: Bench, own_bag_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    player = bench.player(own_bag_path, "pace_topic:=/answers", "pace_input:=/points", "pace_timeout_s:=0.01")
+    played = {topic.removeprefix("/") for topic, _ in player.get_publisher_names_and_types_by_node("play_bag", "/")}
+    assert played >= {"points", "front/camera_info", "front/image/compressed"}
+    assert not played & {"xmodal_seg/points", "answers", "lighting", "diagnostics"}
+    bench.play(player)
+    (line,) = [line for line in "".join(capfd.readouterr()).splitlines() if "left out" in line]
+    assert line.endswith("(topics plays what it names): /xmodal_seg/points, /answers, /lighting, /diagnostics")
+
+
+@pytest.mark.ros
+def test_recorded_answers_stand_for_no_new_ones(bench: Bench, own_bag_path: Path) -> None:
+    bench.listen(PointCloud2, "/points")
+    pace = ("pace_topic:=/xmodal_seg/points", "pace_input:=/points")
+    player = bench.player(own_bag_path, "wait_for_topics:=[/points]", *pace, "rate:=1000.0")
+    player.start()
+    bench.spin_until(lambda: bool(bench.heard["/points"]), what="the first sweep")
+    for _ in range(10):  # the next one would come in this time
+        bench.executor.spin_once(timeout_sec=0.02)
+    assert len(bench.heard["/points"]) == 1
+
+
+@pytest.mark.ros
+def test_what_is_named_is_played_whatever_it_is(
+    bench: Bench, own_bag_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bench.listen(PointCloud2, "/xmodal_seg/points")
+    bench.play(bench.player(own_bag_path, "topics:=[/xmodal_seg/points]", "wait_for_topics:=[/xmodal_seg/points]"))
+    bench.spin_until(lambda: len(bench.heard["/xmodal_seg/points"]) == 3, what="the recorded answers")
+    assert "left out" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.ros
+def test_a_bag_of_nothing_else_is_refused(bench: Bench, tmp_path: Path) -> None:
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.write_raw("/xmodal_seg/points", "sensor_msgs/msg/PointCloud2", 5, b"")
+    with pytest.raises(ValueError, match="publish anew; name in topics what to play: /xmodal_seg/points"):
+        bench.player(tmp_path / "bag")
+
+
 @pytest.mark.ros
 def test_a_loop_jumps_back_until_it_is_stopped(bench: Bench, bag_path: Path) -> None:
     bench.listen(PointCloud2, "/points")

@@ -32,6 +32,7 @@ from xmodal_seg.commands.processes import (
 
 if TYPE_CHECKING:
     from xmodal_seg.bag_topics import SensorTopics
+    from xmodal_seg.nodes.answers import Answers
     from xmodal_seg.nodes.recorder import Recorder, Status
 
 LABELLED_TOPIC = "/xmodal_seg/points"
@@ -46,7 +47,7 @@ class Input:
 
     path: Path
     topics: SensorTopics
-    played: list[str]  # everything but the ground truth
+    played: list[str]  # everything but the ground truth and what the nodes publish themselves
     num_sweeps: int
     intensity_range: tuple[float, float]
     generated: bool
@@ -84,8 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
     (out / "parameters.yaml").write_text(yaml.safe_dump(parameters, sort_keys=False), encoding="utf-8")
     cameras = ", ".join(camera.image for camera in given.topics.cameras)
     print(f"{given.path}: {given.num_sweeps} sweeps on {given.topics.points}, images on {cameras}", flush=True)
-    clouds, statuses = play_through_nodes(given, out)
-    return report(given, out, segmenter=segmenter, clouds=clouds, statuses=statuses)
+    answers, statuses = play_through_nodes(given, out)
+    return report(given, out, segmenter=segmenter, answers=answers, statuses=statuses)
 
 
 def _remove_former_results(out: Path) -> None:
@@ -99,9 +100,13 @@ def _remove_former_results(out: Path) -> None:
 def prepare_input(
     bag_path: str | None, out: Path, *, points_topic: str | None = None, cameras: Sequence[str] | None = None
 ) -> Input:
-    """The bag named, or a generated one in `out`; ValueError if it lacks something that the demo needs."""
+    """The bag named, or a generated one in `out`; ValueError if it lacks something that the demo needs.
+
+    Prints what of it is not played because the nodes publish it anew.
+    """
     from xmodal_seg.bag_topics import find_topics, intensity_range_of
     from xmodal_seg.bags import open_bag
+    from xmodal_seg.nodes.own_topics import own_topics
 
     path = Path(bag_path) if bag_path is not None else _generate(out / "input")
     with open_bag(path) as bag:
@@ -111,10 +116,17 @@ def prepare_input(
         compressed = {camera.image.endswith("/compressed") for camera in topics.cameras}
         if len(compressed) > 1:
             raise ValueError(f"{path} has raw and compressed images; the node takes one kind: choose by --cameras")
+        left_out = own_topics(bag.topics)
+        if left_out:
+            print(f"{path}: not played, as the nodes publish it anew: {', '.join(left_out)}", flush=True)
         return Input(
             path=path,
             topics=topics,
-            played=[name for name in bag.topics if not name.startswith("/ground_truth/") and name != topics.labels],
+            played=[
+                name
+                for name in bag.topics
+                if not name.startswith("/ground_truth/") and name not in (topics.labels, *left_out)
+            ],
             num_sweeps=bag.topics[topics.points].num_messages,
             intensity_range=intensity_range_of(bag, topics.points),
             generated=bag_path is None,
@@ -156,7 +168,7 @@ def node_parameters(given: Input, arguments: argparse.Namespace) -> dict[str, An
     return {"/xmodal_seg": {"ros__parameters": segmentation}, "/play_bag": {"ros__parameters": player}}
 
 
-def play_through_nodes(given: Input, out: Path) -> tuple[list[bytes], list[Status]]:
+def play_through_nodes(given: Input, out: Path) -> tuple[Answers, list[Status]]:
     """Start both nodes, watch until the bag has been played, stop them; labelled clouds and diagnostics.
 
     Raises ValueError with the end of its log if a node fails.
@@ -164,7 +176,7 @@ def play_through_nodes(given: Input, out: Path) -> tuple[list[bytes], list[Statu
     return until_they_meet(lambda patience_s: _play_once(given, out, patience_s=patience_s))
 
 
-def _play_once(given: Input, out: Path, *, patience_s: float) -> tuple[list[bytes], list[Status]]:
+def _play_once(given: Input, out: Path, *, patience_s: float) -> tuple[Answers, list[Status]]:
     from xmodal_seg.nodes.recorder import recording
 
     domain_id = free_domain()  # away from the robots that may be on this network
@@ -175,7 +187,7 @@ def _play_once(given: Input, out: Path, *, patience_s: float) -> tuple[list[byte
     with ExitStack() as stack:
         check_interrupts = stack.enter_context(deferred_interrupts())
         stack.enter_context(environment_variables(environment))
-        recorder = stack.enter_context(recording(domain_id=domain_id))
+        recorder = stack.enter_context(recording(domain_id=domain_id, folder=out))
 
         def start(name: str, *more: str) -> Child:
             log = logs / f"{name}.txt"
@@ -194,7 +206,7 @@ def _play_once(given: Input, out: Path, *, patience_s: float) -> tuple[list[byte
         code = segmentation.stop()
         if code != 0:
             raise ValueError(f"{segmentation.name} ended with exit code {code}:\n{segmentation.last_lines()}")
-    return recorder.clouds, recorder.statuses
+    return recorder.answers, recorder.statuses
 
 
 def _until_labelled(recorder: Recorder, segmentation: Child, player: Child, *, num_sweeps: int) -> Iterator[None]:
@@ -207,11 +219,11 @@ def _until_labelled(recorder: Recorder, segmentation: Child, player: Child, *, n
         while end_s is None or time.monotonic() < end_s:
             yield
             recorder.spin_once(0.1)
-            progress.update(task, completed=len(recorder.clouds))
+            progress.update(task, completed=len(recorder.answers))
             check_running([segmentation])
             if playback_has_ended(player) and end_s is None:
                 end_s = time.monotonic() + _GRACE_S
-            if end_s is not None and len(recorder.clouds) >= num_sweeps and _num_frames(recorder) >= num_sweeps:
+            if end_s is not None and len(recorder.answers) >= num_sweeps and _num_frames(recorder) >= num_sweeps:
                 return
 
 

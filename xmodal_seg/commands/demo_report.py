@@ -13,18 +13,19 @@ from xmodal_seg.commands.environment import versions
 if TYPE_CHECKING:
     from xmodal_seg.commands.demo import Input
     from xmodal_seg.inference import Segmenter
+    from xmodal_seg.nodes.answers import Answers
     from xmodal_seg.nodes.recorder import Status
     from xmodal_seg.structures import Frame
 
 
-def report(given: Input, out: Path, *, segmenter: Segmenter, clouds: list[bytes], statuses: list[Status]) -> int:
-    """Compare the clouds with the bag's sweeps, write the results; 1 if a sweep is missing or came back changed."""
+def report(given: Input, out: Path, *, segmenter: Segmenter, answers: Answers, statuses: list[Status]) -> int:
+    """Compare the answers with the bag's sweeps, write the results; 1 if a sweep is missing or came back changed."""
     from xmodal_seg.bag_topics import read_label_space
     from xmodal_seg.bags import open_bag, read_frames
     from xmodal_seg.commands.report import LabelReport
     from xmodal_seg.messages import decode_cloud_labels
 
-    answers = _write_output(out / "output", clouds, segmenter)
+    _write_output(out / "output", answers, segmenter)
     with open_bag(given.path) as bag:
         truth_space = read_label_space(bag, given.topics.labels) if given.topics.labels is not None else None
     labels_report = LabelReport(
@@ -33,15 +34,17 @@ def report(given: Input, out: Path, *, segmenter: Segmenter, clouds: list[bytes]
         trained=segmenter.trained,
         shown=given.num_sweeps // 2,
     )
-    faults = [] if len(clouds) == len(answers) else [f"{len(clouds) - len(answers)} sweeps came back more than once"]
+    num_again = len(answers) - answers.num_stamps
+    faults = [f"{num_again} sweeps came back more than once"] if num_again else []
     num_missing_views = 0
     for frame in read_frames(given.path, intensity_range=given.intensity_range):
         num_missing_views += len(given.topics.cameras) - len(frame.cameras)
-        fault = _fault(frame, answers.get(frame.stamp_ns))
+        answer = answers.cloud(frame.stamp_ns)
+        fault = _fault(frame, answer)
         if fault:
             faults.append(f"sweep at {frame.stamp_ns / 1e9:.3f} s {fault}")
         else:
-            labels_report.add(frame, decode_cloud_labels(answers[frame.stamp_ns]).astype(np.uint8))
+            labels_report.add(frame, decode_cloud_labels(answer).astype(np.uint8))
     # The first status after the last frame: later ones only say that nothing comes any more.
     frames = [status.values.get("frames") for status in statuses]
     last = statuses[frames.index(frames[-1])] if statuses else None
@@ -93,23 +96,17 @@ def stage_times(statuses: list[Status]) -> dict[str, dict[str, float]]:
     }
 
 
-def _write_output(path: Path, clouds: list[bytes], segmenter: Segmenter) -> dict[int, Any]:
-    """The output bag; the decoded clouds by stamp."""
-    from xmodal_seg.bag_files import BagWriter, RawMessage
+def _write_output(path: Path, answers: Answers, segmenter: Segmenter) -> None:
+    """The output bag: the first answer to each sweep."""
+    from xmodal_seg.bag_files import BagWriter
     from xmodal_seg.bag_writing import LABELLED_TOPIC, write_label_space
-    from xmodal_seg.messages import stamp_ns
+    from xmodal_seg.nodes.answers import CLOUD_TYPE
 
-    answers: dict[int, Any] = {}
-    msgtype = "sensor_msgs/msg/PointCloud2"
     with BagWriter(path, overwrite=True) as writer:
-        for data in clouds:
-            message = RawMessage(topic=LABELLED_TOPIC, msgtype=msgtype, stamp_ns=0, data=data).decode()
-            if not answers:
-                write_label_space(writer, LABELLED_TOPIC, segmenter.label_space, stamp_ns(message))
-            if stamp_ns(message) not in answers:
-                writer.write_raw(LABELLED_TOPIC, msgtype, stamp_ns(message), data)
-            answers[stamp_ns(message)] = message
-    return answers
+        for number, (stamp_ns, data) in enumerate(answers.firsts()):
+            if number == 0:
+                write_label_space(writer, LABELLED_TOPIC, segmenter.label_space, stamp_ns)
+            writer.write_raw(LABELLED_TOPIC, CLOUD_TYPE, stamp_ns, data)
 
 
 def _fault(frame: Frame, answer: Any | None) -> str:

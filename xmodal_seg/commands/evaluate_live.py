@@ -24,6 +24,7 @@ from xmodal_seg.commands.processes import (
     environment_variables,
     free_domain,
 )
+from xmodal_seg.commands.slow_replay import WAITS, longer_waits
 
 if TYPE_CHECKING:
     from xmodal_seg.bag_evaluation import ScoredFrame
@@ -37,7 +38,6 @@ _OFFLINE = ("bank", "points_topic", "cameras", "calibration_file", "intensity_ra
 _QUIET_S = 3.0  # the end: nothing has come for so long after the playback
 _LOST = ("dropped_busy", "failed_frames", "camera_problems", "lidar_only_frames")
 _PACING = ("pace_input", "pace_topic", "pace_timeout_s")
-_PATIENCE = ("camera_timeout_ms", "transform_timeout_s")
 
 
 def play(arguments: argparse.Namespace, mode: str, out: Path) -> Recorder:
@@ -52,10 +52,14 @@ def play(arguments: argparse.Namespace, mode: str, out: Path) -> Recorder:
     folder = out / f"live_{mode}"
     folder.mkdir(exist_ok=True)
     (folder / "parameters.yaml").write_text(yaml.safe_dump(parameters, sort_keys=False), encoding="utf-8")
-    return until_they_meet(lambda patience_s: _play_once(given, folder, mode=mode, patience_s=patience_s))
+    # The last sweep may still wait for its camera.
+    quiet_s = _QUIET_S + longer_waits(arguments.rate).get("camera_timeout_ms", 0.0) / 1e3
+    return until_they_meet(
+        lambda patience_s: _play_once(given, folder, mode=mode, patience_s=patience_s, quiet_s=quiet_s)
+    )
 
 
-def _play_once(given: Input, folder: Path, *, mode: str, patience_s: float) -> Recorder:
+def _play_once(given: Input, folder: Path, *, mode: str, patience_s: float, quiet_s: float) -> Recorder:
     from xmodal_seg.nodes.recorder import recording
 
     domain_id = free_domain()
@@ -68,7 +72,7 @@ def _play_once(given: Input, folder: Path, *, mode: str, patience_s: float) -> R
     with ExitStack() as stack:
         check_interrupts = stack.enter_context(deferred_interrupts())
         stack.enter_context(environment_variables(environment))
-        recorder = stack.enter_context(recording(domain_id=domain_id, points_topic=given.topics.points))
+        recorder = stack.enter_context(recording(domain_id=domain_id, folder=folder, points_topic=given.topics.points))
 
         def start(name: str) -> Child:
             log = folder / f"{name}.txt"
@@ -80,7 +84,7 @@ def _play_once(given: Input, folder: Path, *, mode: str, patience_s: float) -> R
         for _ in until_heard(recorder, nodes, patience_s=patience_s):
             check_interrupts()
         player = start("play_bag_node")  # now, since it waits for the nodes, but not for the recorder
-        for _ in _until_quiet(recorder, nodes, player, mode=mode, num_sweeps=given.num_sweeps):
+        for _ in _until_quiet(recorder, nodes, player, mode=mode, num_sweeps=given.num_sweeps, quiet_s=quiet_s):
             check_interrupts()
         if recorder.has_missed_the_node:
             raise NotMetError(f"no sweep came back labelled; the nodes' logs are in {folder}")
@@ -101,15 +105,19 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 
 def live_parameters(given: Input, arguments: argparse.Namespace, *, mode: str) -> dict[str, Any]:
-    """Parameter file of the nodes: those of the demo, but nobody waits for anybody."""
+    """Parameter file of the nodes: those of the demo, but nobody waits for anybody.
+
+    The segmentation node waits for images and transforms as on a robot, longer where the bag is played slowly.
+    """
     from xmodal_seg.commands.demo import node_parameters
 
     parameters = node_parameters(given, arguments)
     segmentation = parameters["/xmodal_seg"]["ros__parameters"]
     player = parameters["/play_bag"]["ros__parameters"]
-    for values, names in ((player, _PACING), (segmentation, _PATIENCE)):
+    for values, names in ((player, _PACING), (segmentation, WAITS)):
         for name in names:
             values.pop(name, None)
+    segmentation.update(longer_waits(arguments.rate))
     player["rate"] = arguments.rate
     # The lighting node hears points and images too, so these say nothing about the segmentation node.
     player["wait_for_topics"] += [camera.camera_info for camera in given.topics.cameras]
@@ -151,21 +159,15 @@ def scored_answers(
     Raises ValueError for an answer with another number of points than its sweep.
     """
     from xmodal_seg.bag_evaluation import MINUTE_NS, FrameScore, ScoredFrame, compare
-    from xmodal_seg.bag_files import RawMessage
-    from xmodal_seg.bag_writing import LABELLED_TOPIC
     from xmodal_seg.messages import decode_cloud_labels
-    from xmodal_seg.nodes.playback import header_stamp_ns
 
-    answers = {header_stamp_ns(data): data for data in recorder.clouds}
     start_ns: int | None = None
     for number, frame in enumerate(frames):
         start_ns = frame.stamp_ns if start_ns is None else start_ns
-        if frame.stamp_ns not in answers:
+        answer = recorder.answers.cloud(frame.stamp_ns)
+        if answer is None:
             continue
-        message = RawMessage(
-            topic=LABELLED_TOPIC, msgtype="sensor_msgs/msg/PointCloud2", stamp_ns=0, data=answers[frame.stamp_ns]
-        ).decode()
-        labels = decode_cloud_labels(message).astype(np.uint8)
+        labels = decode_cloud_labels(answer).astype(np.uint8)
         if len(labels) != frame.num_points:
             raise ValueError(
                 f"sweep at {frame.stamp_ns / 1e9:.3f} s: expected {frame.num_points} labels from the node, "
@@ -214,9 +216,9 @@ def live_facts(recorder: Recorder, *, num_sweeps: int, rate: float) -> dict[str,
 
 
 def _until_quiet(
-    recorder: Recorder, nodes: Sequence[Child], player: Child, *, mode: str, num_sweeps: int
+    recorder: Recorder, nodes: Sequence[Child], player: Child, *, mode: str, num_sweeps: int, quiet_s: float
 ) -> Iterator[None]:
-    """Record until the playback has ended and nothing comes any more; yields all the time."""
+    """Record until the playback has ended and nothing has come for `quiet_s`; yields all the time."""
     from rich.progress import Progress
 
     with Progress() as progress:
@@ -224,11 +226,11 @@ def _until_quiet(
         while True:
             yield
             recorder.spin_once(0.05)
-            progress.update(task, completed=len(recorder.clouds))
+            progress.update(task, completed=len(recorder.answers))
             check_running(nodes)
             if not playback_has_ended(player):
                 ended_s = time.monotonic()
-            elif time.monotonic() - max(ended_s, *recorder.answered_s.values(), 0.0) > _QUIET_S:
+            elif time.monotonic() - max(ended_s, *recorder.answered_s.values(), 0.0) > quiet_s:
                 return
 
 

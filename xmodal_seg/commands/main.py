@@ -26,6 +26,7 @@ SUBCOMMANDS = {
     "labelled-frames": Subcommand("labelled_frames", "keep frames with ground truth for the gate of adaptation"),
     "simulate": Subcommand("simulate", "drive through a simulated street and write it as a bag"),
     "calibrate-lighting": Subcommand("calibrate_lighting", "fit the lighting estimator to labelled pictures or bags"),
+    "replay-arguments": Subcommand("replay_arguments", "for replay.launch.py: what a bag has for the nodes, as JSON"),
     "info": Subcommand("info", "versions, devices, and what a checkpoint holds"),
 }
 USAGE_ERROR = 2

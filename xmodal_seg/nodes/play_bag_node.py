@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plays a rosbag2 as live topics with /clock, for machines without `ros2 bag`.
 
-Topics keep their names (remap them as usual). With `pace_topic` the playback waits for each sweep's answer, so
-that a slow labeller misses nothing.
+Topics keep their names (remap them as usual). What the nodes of this package have published while the bag was recorded
+is left out, unless `topics` names it. With `pace_topic` the playback waits for each sweep's answer, so that a slow
+labeller misses nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from xmodal_seg.bag_files import Bag, open_bag
 from xmodal_seg.bag_topics import find_points
 from xmodal_seg.config import Settings
 from xmodal_seg.nodes.bag_publishers import BagPublishers
+from xmodal_seg.nodes.own_topics import own_topics
 from xmodal_seg.nodes.parameters import declare_all
 from xmodal_seg.nodes.playback import NOBODY_LISTENED, Pace, Timeline, header_stamp_ns
 from xmodal_seg.nodes.runner import run_node
@@ -38,11 +40,21 @@ class PlayBagSettings(Settings):
     """Parameters of the play_bag node; all are read at start."""
 
     bag: str = Field(default="", description="rosbag2 folder, or one .mcap or .db3 file")
-    rate: float = Field(default=1.0, gt=0, le=1000, description="how many times as fast as it was recorded")
+    rate: float = Field(
+        default=1.0,
+        gt=0,
+        le=1000,
+        description="how many times as fast as it was recorded; below 1 the segmentation node needs as many times "
+        "longer waits, camera_timeout_ms and transform_timeout_s (replay.launch.py sees to it)",
+    )
     loop: bool = Field(default=False, description="start again at the end; the stamps jump back")
     start_offset_s: float = Field(default=0.0, ge=0, description="leave out the beginning, s; latched topics stay")
     clock: bool = Field(default=True, description="publish /clock with the recording time, at 40 Hz and each message")
-    topics: list[str] = Field(default=[], description="play only these topics; empty: all")
+    topics: list[str] = Field(
+        default=[],
+        description="play only these topics; empty: all but what the nodes of this package publish, /diagnostics, "
+        "/rosout and /parameter_events",
+    )
     wait_for_topics: list[str] = Field(
         default=[], description="topics of the bag that must have a subscriber before the first message goes out"
     )
@@ -77,7 +89,8 @@ class PlayBagNode(Node):
         self._bag = self._stack.enter_context(open_bag(settings.bag))
         self._start_ns = self._bag.start_ns + round(settings.start_offset_s * 1e9)
         _check(self._bag, settings, start_ns=self._start_ns)
-        topics = settings.topics or [name for name in self._bag.topics if not (settings.clock and name == "/clock")]
+        self._left_out = [] if settings.topics else _left_out(self._bag, settings)
+        topics = settings.topics or [name for name in self._bag.topics if name not in self._left_out]
         self._outputs = BagPublishers(node=self, bag=self._bag, topics=topics)
         self._pace_input = (settings.pace_input or find_points(self._bag)) if settings.pace_topic else None
         for name in (*settings.wait_for_topics, self._pace_input):
@@ -129,6 +142,11 @@ class PlayBagNode(Node):
         self.get_logger().info(
             f"playing {duration_s:.1f} s of {self._bag.path} at rate {self._settings.rate:g}: {played}"
         )
+        if self._left_out:
+            left_out = ", ".join(self._left_out)
+            self.get_logger().info(
+                f"left out, as running nodes publish it anew (topics plays what it names): {left_out}"
+            )
         while not self._stop.is_set():
             self._play_once()
             if not self._settings.loop:
@@ -223,6 +241,21 @@ def _check(bag: Bag, settings: PlayBagSettings, *, start_ns: int) -> None:
     if start_ns >= bag.end_ns:
         duration_s = (bag.end_ns - bag.start_ns) / 1e9
         raise ValueError(f"start_offset_s: {settings.start_offset_s:g} s is not within the bag's {duration_s:.3f} s")
+
+
+def _left_out(bag: Bag, settings: PlayBagSettings) -> list[str]:
+    """What the running nodes publish anew, this one included; recorded answers would count as those waited for.
+
+    Raises ValueError if the bag holds nothing else.
+    """
+    names = [*own_topics(bag.topics), settings.pace_topic, *(["/clock"] if settings.clock else [])]
+    left_out = [name for name in bag.topics if name in names]
+    if len(left_out) == len(bag.topics):
+        raise ValueError(
+            f"bag {bag.path} holds only what running nodes publish anew; name in topics what to play: "
+            f"{', '.join(left_out)}"
+        )
+    return left_out
 
 
 def _close(node: PlayBagNode) -> None:

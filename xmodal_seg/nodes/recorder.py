@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps what the segmentation node publishes, as raw bytes, and when; for programs that watch it from outside."""
+"""Keeps what the segmentation node publishes, clouds on the disk, and when; for programs that watch it from outside."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
@@ -19,12 +20,13 @@ from std_msgs.msg import Float32
 
 from xmodal_seg.bag_writing import LABELLED_TOPIC
 from xmodal_seg.messages import stamp_ns
+from xmodal_seg.nodes.answers import Answers
 from xmodal_seg.nodes.lighting_input import NOT_HEARD_YET
+from xmodal_seg.nodes.own_topics import SEGMENTATION_NODE
 from xmodal_seg.nodes.playback import header_stamp_ns
 
-NODE_NAME = "xmodal_seg"
-AGE_TOPIC = f"/{NODE_NAME}/debug/pipeline_latency_ms"
-SERVED_TOPIC = f"/{NODE_NAME}/served"
+AGE_TOPIC = f"/{SEGMENTATION_NODE}/debug/pipeline_latency_ms"
+SERVED_TOPIC = f"/{SEGMENTATION_NODE}/served"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +40,14 @@ class Status:
 
 
 class Recorder:
-    """Serialised labelled clouds in order of arrival and diagnostics; made by `recording`.
+    """Serialised labelled clouds in order of arrival, and diagnostics; made by `recording`.
 
     With `points_topic` also when each sweep and its answer came here, on the steady clock by the sweep's stamp in ns,
     what labelled it (by the same stamp), and the ages at publishing that the node reports.
     """
 
-    def __init__(self, *, context: Context, points_topic: str | None = None) -> None:
-        self.clouds: list[bytes] = []
+    def __init__(self, *, context: Context, answers: Answers, points_topic: str | None = None) -> None:
+        self.answers = answers
         self.asked_s: dict[int, float] = {}
         self.answered_s: dict[int, float] = {}
         self.ages_ms: list[float] = []
@@ -73,7 +75,7 @@ class Recorder:
     def has_missed_the_node(self) -> bool:
         """Whether no answer came though the node has labelled sweeps, or never was heard of."""
         labelled = int(self.statuses[-1].values.get("frames", 0)) if self.statuses else None
-        return not self.clouds and labelled != 0
+        return not len(self.answers) and labelled != 0
 
     @property
     def has_missed_the_light(self) -> bool:
@@ -93,8 +95,8 @@ class Recorder:
         self.asked_s.setdefault(header_stamp_ns(data), time.monotonic())
 
     def _cloud(self, data: bytes) -> None:
-        self.clouds.append(data)
-        self.answered_s.setdefault(header_stamp_ns(data), time.monotonic())
+        self.answered_s.setdefault(header_stamp_ns(data), time.monotonic())  # before the disk takes its time
+        self.answers.add(data)
 
     def _age(self, message: Float32) -> None:
         self.ages_ms.append(message.data)
@@ -103,7 +105,10 @@ class Recorder:
         self.served[stamp_ns(message)] = {entry.key: entry.value for entry in message.status[0].values}
 
     def _diagnostics(self, message: DiagnosticArray) -> None:
-        kept = {f"{NODE_NAME}: segmentation": self.statuses, f"{NODE_NAME}: adaptation": self.adaptation}
+        kept = {
+            f"{SEGMENTATION_NODE}: segmentation": self.statuses,
+            f"{SEGMENTATION_NODE}: adaptation": self.adaptation,
+        }
         for status in message.status:
             if status.name in kept:
                 values = {entry.key: entry.value for entry in status.values}
@@ -113,12 +118,15 @@ class Recorder:
 
 
 @contextmanager
-def recording(*, domain_id: int, points_topic: str | None = None) -> Iterator[Recorder]:
-    """A recorder in a context of its own, so that it disturbs no other rclpy user of the process."""
+def recording(*, domain_id: int, folder: Path, points_topic: str | None = None) -> Iterator[Recorder]:
+    """A recorder in a context of its own, so that it disturbs no other rclpy user of the process.
+
+    The clouds lie in `folder`, without a name, for as long as the recorder is kept.
+    """
     context = Context()
     rclpy.init(context=context, domain_id=domain_id, signal_handler_options=SignalHandlerOptions.NO)
     try:
-        recorder = Recorder(context=context, points_topic=points_topic)
+        recorder = Recorder(context=context, answers=Answers(folder), points_topic=points_topic)
         try:
             yield recorder
         finally:
