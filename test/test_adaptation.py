@@ -548,10 +548,17 @@ def test_a_full_disk_does_not_end_the_learning(tmp_path: Path) -> None:
     with full_disk():
         drive.go(16)
     assert "File too large" in drive.events("state_failed")[0].text
+    assert drive.adapter.status().disk.startswith("not saved: ")
     assert drive.versions[-1] != VERSION
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     drive.go(8)
     assert drive.events("saved")
+    assert drive.adapter.status().disk == ""
+    with full_disk(room_bytes=10), pytest.raises(ValueError, match="what was saved is not removed"):
+        drive.adapter.reset()
+    assert drive.adapter.status().disk.startswith("not removed: ")
+    drive.adapter.reset()
+    assert drive.adapter.status().disk == ""
 
 
 def test_a_folder_that_cannot_be_made_does_not_end_the_learning(tmp_path: Path) -> None:

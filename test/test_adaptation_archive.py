@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import full_disk
 
 from xmodal_seg.adaptation.archive import Archive
 from xmodal_seg.adaptation.frames import Bin
@@ -107,6 +109,33 @@ def test_numbers_start_over_after_everything_was_removed(shelf: Shelf) -> None:
         shelf.publish(value)
     shelf.roll_back()
     assert shelf.values() == [5.0]
+
+
+def test_what_the_disk_refused_is_remembered_until_it_succeeds(shelf: Shelf) -> None:
+    older, version = shelf.publish(2.0), shelf.publish(3.0, saves=0)
+    with full_disk(), pytest.raises(OSError, match="File too large"):
+        shelf.archive.save(version, facts={})
+    assert shelf.archive.save(older, facts={}) is None  # on offer no more: the disk was not asked
+    assert shelf.archive.trouble == "not saved: [Errno 27] File too large"
+    with full_disk(room_bytes=10), pytest.raises(OSError, match="File too large"):
+        shelf.archive.remove([DAY])
+    assert shelf.archive.trouble.count("; not removed: [Errno 27] File too large") == 1
+    shelf.archive.save(version, facts={})
+    assert shelf.archive.trouble == "not removed: [Errno 27] File too large"
+    shelf.archive.remove([NIGHT])  # of which there is nothing
+    assert shelf.archive.trouble == "not removed: [Errno 27] File too large"
+    shelf.roll_back()
+    assert shelf.archive.trouble == ""
+
+
+def test_nothing_is_left_to_remove_where_all_is_gone(shelf: Shelf, tmp_path: Path) -> None:
+    shelf.publish(2.0)
+    with full_disk(room_bytes=10), pytest.raises(OSError, match="File too large"):
+        shelf.archive.remove_all()
+    assert shelf.archive.trouble.startswith("not removed")
+    shutil.rmtree(next(path for path in tmp_path.iterdir() if path.is_dir()))  # by hand
+    shelf.archive.remove_all()
+    assert shelf.archive.trouble == ""
 
 
 def test_all_banks_are_emptied_at_once(shelf: Shelf, tmp_path: Path) -> None:

@@ -227,6 +227,22 @@ def test_a_failing_adapter_leaves_the_node_serving_and_can_be_enabled_again(driv
     assert node.ask("enable", data=True).success  # again, in the mode that it has
 
 
+def test_a_mode_that_was_written_without_quotes_can_be_enabled_again(drive: Callable[..., Drive]) -> None:
+    node = drive(**{"adaptation.mode": True}).begin()
+    adapter = node.node._require_configured().adaptation.adapter
+    assert adapter.mode == "on"
+    for _ in range(2):  # the second time the parameter is a word
+        adapter.fail(RuntimeError("out of luck"))
+        assert adapter.mode == "select"
+        answer = node.ask("enable", data=True)
+        assert (answer.success, answer.message) == (True, "adaptation.mode is on")
+        assert adapter.mode == "on"
+    modes = [event.text for event in adapter.events.newest if event.kind == "mode"]
+    assert modes == ["select", "on"] * 2
+    assert node.ask("enable", data=False).success
+    assert adapter.mode == "select"
+
+
 def test_sweeps_go_on_and_services_answer_while_a_turn_lasts(drive: Callable[..., Drive], tmp_path: Path) -> None:
     node = drive(**{"adaptation.mode": "shadow", "adaptation.state_folder": str(tmp_path)}).begin()
     node.go_until(lambda values: int(values["publications"]) >= 2)
@@ -409,6 +425,22 @@ def test_a_lasting_disagreement_is_a_warning_while_it_learns(checkpoint: Path) -
     adapter.enable("select")
     status = replace(status, mode="select")
     link._asked = "select"
+    assert link.status(name="adaptation").level == b"\x00"
+
+
+def test_a_disk_that_refuses_is_a_warning_for_as_long(checkpoint: Path) -> None:
+    link = AdaptationLink(
+        segmenter=Segmenter.load(checkpoint, device="cpu"),
+        settings=NodeAdaptationSettings(mode="on"),
+        idle=lambda: True,
+    )
+    adapter, status = link.adapter, link.adapter.status()
+    for mode, head in (("on", "on: "), ("shadow", "shadow instead of on: it fell back; ")):
+        said_by_adapter = replace(status, mode=mode, disk="not saved: it is full")
+        adapter.status = lambda each=said_by_adapter: each  # type: ignore[method-assign]
+        said = link.status(name="adaptation")
+        assert (said.level, said.message) == (b"\x01", f"{head}not saved: it is full")
+    adapter.status = lambda: status  # type: ignore[method-assign]
     assert link.status(name="adaptation").level == b"\x00"
 
 

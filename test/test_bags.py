@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from spoilt_bags import cut_off, spoil
 
-from xmodal_seg import bag_writing
+from xmodal_seg import bag_writing, bags
 from xmodal_seg.bag_files import BagWriter, open_bag, typestore
 from xmodal_seg.bag_topics import find_topics, intensity_range_of, read_label_space
 from xmodal_seg.bags import read_frames, write_bag
@@ -203,13 +204,60 @@ def test_missing_transform_is_named_with_camera_and_both_frames(tmp_path: Path) 
         list(read_frames(tmp_path / "bag"))
 
 
+LEFT_IMAGES = "/left/image/compressed"
+
+
+def test_a_bad_image_costs_its_sweep_that_camera_and_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames = [frame(number) for number in range(5)]
+    write_bag(tmp_path / "good", frames, image_format="png")
+    spoil(tmp_path / "good", tmp_path / "bag", topic=LEFT_IMAGES, numbers=(0, 3), change=cut_off)
+    found = list(read_frames(tmp_path / "bag"))
+    for number, (one, expected) in enumerate(zip(found, frames, strict=True)):
+        cameras = expected.cameras[1:] if number in (0, 3) else expected.cameras
+        assert_equal_frames(one, replace(expected, cameras=cameras))
+    first, count = caplog.messages  # the second bad image is not said
+    assert f"sweep at 1000.000 s: camera 'left' ({LEFT_IMAGES}): data: " in first
+    assert count.endswith(f"camera 'left' ({LEFT_IMAGES}): 2 of 5 could not be used and were left out")
+
+
+def test_a_sweep_that_cannot_be_read_is_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frames = [frame(number) for number in range(5)]
+    write_bag(tmp_path / "good", frames, image_format="png")
+    spoil(tmp_path / "good", tmp_path / "bag", topic="/points", numbers=(2,), change=cut_off)
+    found = list(read_frames(tmp_path / "bag"))
+    for one, expected in zip(found, [*frames[:2], *frames[3:]], strict=True):
+        assert_equal_frames(one, expected)
+    first, count = caplog.messages
+    assert "sweep at 1000.200 s: /points: data: " in first
+    assert count.endswith("/points: 1 of 5 could not be used and were left out")
+
+
+@pytest.mark.parametrize(
+    ("topic", "patience", "num_bad", "num_frames"),  # noticed at the end of the bag, or before
+    [(LEFT_IMAGES, 50, 5, 5), (LEFT_IMAGES, 3, 3, 2), ("/points", 50, 5, 0), ("/points", 3, 3, 0)],
+)
+def test_what_can_never_be_used_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, topic: str, patience: int, num_bad: int, num_frames: int
+) -> None:
+    monkeypatch.setattr(bags, "_PATIENCE", patience)
+    write_bag(tmp_path / "good", [frame(number) for number in range(5)], image_format="png")
+    spoil(tmp_path / "good", tmp_path / "bag", topic=topic, numbers=range(5), change=cut_off)
+    found = read_frames(tmp_path / "bag", intensity_range=(0, 1))
+    for _ in range(num_frames):
+        assert [camera.name for camera in next(found).cameras] == ["right"]
+    with pytest.raises(ValueError, match=rf"sweep at 1000\.000 s: .*{topic}.*: .*; of {num_bad} none can be used"):
+        next(found)
+
+
 def test_ground_truth_of_another_size_is_refused(tmp_path: Path) -> None:
     one = frame(0)
     with BagWriter(tmp_path / "bag") as bag:
         bag.write("/points", one.stamp_ns, bag_writing.points_message(one, "velodyne"))
         fewer = one.select(np.arange(5))
         bag.write(bag_writing.GROUND_TRUTH_TOPIC, one.stamp_ns, bag_writing.ground_truth_message(fewer, "velodyne"))
-    with pytest.raises(ValueError, match="has 5 labels for 31 points"):
+    with pytest.raises(ValueError, match=r"bag, sweep at 1000\.000 s: .* has 5 labels for 31 points"):
         list(read_frames(tmp_path / "bag"))
 
 

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import NUM_CLASSES, make_frame, tiny_settings, wait_for
+from spoilt_bags import cut_off, spoil
 
-from xmodal_seg.bag_files import open_bag, typestore
+from xmodal_seg.bag_files import BagWriter, open_bag, typestore
 from xmodal_seg.bag_topics import SensorTopics, read_label_space
 from xmodal_seg.bag_writing import GROUND_TRUTH_TOPIC, LABELLED_TOPIC, labelled_message
 from xmodal_seg.bags import write_bag
@@ -32,6 +33,7 @@ from xmodal_seg.inference import Segmenter
 from xmodal_seg.labels import UNLABELED, LabelSpace
 from xmodal_seg.messages import decode_cloud, decode_cloud_labels
 from xmodal_seg.models.segmenter import SegmentationModel
+from xmodal_seg.nodes.answers import Answers
 from xmodal_seg.structures import Frame
 
 SPACE = LabelSpace(
@@ -200,6 +202,26 @@ def test_label_bag_labels_every_sweep_as_the_segmenter_does(bag: Path, checkpoin
     assert cv2.imread(str(out / "summary.png")) is not None
 
 
+def test_label_bag_goes_on_past_a_bad_image_and_a_bad_sweep(
+    bag: Path, checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = "/camera_0/image/compressed"
+    spoil(bag, tmp_path / "image", topic=images, numbers=(1,), change=cut_off)
+    spoil(tmp_path / "image", tmp_path / "both", topic="/points", numbers=(2,), change=cut_off)
+    out = tmp_path / "out"
+    arguments = ["--out", str(out), "--checkpoint", str(checkpoint), "--device", "cpu"]
+    assert main(["label-bag", str(tmp_path / "both"), *arguments]) == 0
+    found, wanted = read_labels(out / "output"), frames()
+    assert list(found) == [frame.stamp_ns for number, frame in enumerate(wanted) if number != 2]
+    blind = replace(wanted[1], cameras=wanted[1].cameras[1:])
+    segmenter = Segmenter.load(checkpoint, device="cpu")
+    for frame in (wanted[0], blind):
+        np.testing.assert_array_equal(found[frame.stamp_ns], segmenter.predict(frame).labels)
+    assert json.loads((out / "metrics.json").read_text())["frames"] == NUM_FRAMES - 1
+    assert f"({images}): 1 of {NUM_FRAMES - 1} could not be used" in caplog.text
+    assert f"/points: 1 of {NUM_FRAMES} could not be used" in caplog.text
+
+
 def test_label_bag_takes_choices_and_protects_earlier_results(
     bag: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,12 +256,14 @@ def demo_input(bag: Path) -> demo.Input:
 
 def answers(segmenter: Segmenter) -> list[bytes]:
     """What the node would send."""
-    clouds = []
-    for frame in frames():
-        labelled = segmenter.predict(frame)
-        message = labelled_message(frame, labelled.labels, labelled.probability, SPACE)
-        clouds.append(bytes(typestore().serialize_cdr(message, message.__msgtype__)))
-    return clouds
+    labelled = [segmenter.predict(frame) for frame in frames()]
+    return [answer_of(frame, each.labels) for frame, each in zip(frames(), labelled, strict=True)]
+
+
+def answer_of(frame: Frame, labels: np.ndarray | None = None) -> bytes:
+    labels = np.zeros(frame.num_points, np.uint8) if labels is None else labels
+    message = labelled_message(frame, labels, np.ones(frame.num_points, np.float32), SPACE)
+    return bytes(typestore().serialize_cdr(message, message.__msgtype__))
 
 
 def status(num_frames: int, model_ms: float, **values: str) -> SimpleNamespace:
@@ -250,9 +274,11 @@ def status(num_frames: int, model_ms: float, **values: str) -> SimpleNamespace:
 
 def report(bag: Path, checkpoint: Path, out: Path, change: Callable[[list[bytes]], list[bytes]], **values: str) -> int:
     segmenter = Segmenter.load(checkpoint, device="cpu")
-    clouds = change(answers(segmenter))
+    kept = Answers(out)
+    for cloud in change(answers(segmenter)):
+        kept.add(cloud)
     return demo_report.report(
-        demo_input(bag), out, segmenter=segmenter, clouds=clouds, statuses=[status(NUM_FRAMES, 5.0, **values)]
+        demo_input(bag), out, segmenter=segmenter, answers=kept, statuses=[status(NUM_FRAMES, 5.0, **values)]
     )
 
 
@@ -321,6 +347,20 @@ def test_ground_truth_is_not_shown_to_the_node(bag: Path) -> None:
     assert not [name for name in given.played if "ground_truth" in name]
     assert "/points" in given.played
     assert "/tf_static" in given.played
+
+
+def test_what_the_nodes_published_while_it_was_recorded_is_not_shown_again(
+    bag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = {"/xmodal_seg/points": "sensor_msgs/msg/PointCloud2", "/lighting": "diagnostic_msgs/msg/DiagnosticArray"}
+    with open_bag(bag) as given, BagWriter(tmp_path / "bag") as everything:
+        for message in given.messages():
+            everything.write_raw(message.topic, message.msgtype, message.stamp_ns, message.data)
+        for topic, msgtype in own.items():
+            everything.write_raw(topic, msgtype, 5, answer_of(frames()[0]))
+    assert demo_input(tmp_path / "bag").played == demo_input(bag).played
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith("not played, as the nodes publish it anew: /xmodal_seg/points, /lighting")
 
 
 @pytest.mark.ros

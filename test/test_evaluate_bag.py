@@ -19,6 +19,7 @@ from helpers import NUM_CLASSES, make_calibration, make_frame, tiny_settings
 from miniatures import make_nuscenes, make_semantic_kitti, run_prepare
 from programs import load_program
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
+from spoilt_bags import cut_off, spoil
 
 from xmodal_seg.adaptation.labelled_frames import load_labelled_frames
 from xmodal_seg.bag_files import BagWriter, open_bag, typestore
@@ -270,6 +271,20 @@ def test_without_stated_conditions_the_estimate_serves(home: Path, tmp_path: Pat
     metrics = evaluate(home, tmp_path / "out", bag=tmp_path / "bag")
     assert next(iter(metrics["modes"]["off"]["conditions"])) == "day"
     assert metrics["modes"]["off"]["minutes"][-1]["condition"] == "night"
+
+
+def test_a_bad_image_and_a_bad_sweep_do_not_end_the_evaluation(
+    home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    images = "/front/image/compressed"
+    spoil(home / "bag", tmp_path / "image", topic=images, numbers=(3,), change=cut_off)
+    spoil(tmp_path / "image", tmp_path / "both", topic="/points", numbers=(5,), change=cut_off)
+    overall = evaluate(home, tmp_path / "out", bag=tmp_path / "both")["modes"]["off"]["overall"]
+    assert overall["frames"] == NUM_FRAMES - 1
+    expected = [frame for number, frame in enumerate(drive()) if number != 5]
+    assert overall["points"] == sum(int((frame.labels >= 0).sum()) for frame in expected)
+    assert f"({images}): 1 of {NUM_FRAMES - 1} could not be used" in caplog.text
+    assert f"/points: 1 of {NUM_FRAMES} could not be used" in caplog.text
 
 
 def test_rerun_recording(home: Path, tmp_path: Path):

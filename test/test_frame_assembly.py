@@ -28,10 +28,12 @@ class Transforms:
     def __init__(self) -> None:
         self.known = False
         self.patience_s: list[float] = []
+        self.stamps_ns: list[int] = []
 
     def lookup(self, camera_frame: str, lidar_frame: str, stamp_ns: int, *, deadline_s: float) -> np.ndarray:
         assert (camera_frame, lidar_frame) == (CAMERA_FRAME, LIDAR_FRAME)
         self.patience_s.append(deadline_s - time.monotonic())
+        self.stamps_ns.append(stamp_ns)
         if not self.known:
             raise ValueError("no transform")
         return np.eye(4)
@@ -41,6 +43,25 @@ class Transforms:
 
     def close(self) -> None:
         pass
+
+
+def test_a_view_is_stamped_by_the_clock_of_its_sweep() -> None:
+    transforms = Transforms()
+    transforms.known = True
+    assemble = FrameAssembler(
+        settings=SegmentationNodeSettings(cameras=["rear", "front"], stamp_offsets_ms=[-7.0, 250.0]),
+        rectified=[False, False],
+        extrinsics=transforms,
+        calibration_file=None,
+        decode_image=decode_image,
+    )
+    stamp_ns, taken_ns = 10**12, 10**12 + 3_000_000
+    image_ns = taken_ns + 250_000_000
+    image = PairedImage(stamp_ns=image_ns, image=make_image(image_ns), info=make_info(image_ns), info_exact=True)
+    pair = Pair(stamp_ns=stamp_ns, cloud=make_cloud(stamp_ns), images={"front": image}, missing=(), reason="")
+    frame = assemble(pair).frame
+    assert (frame.stamp_ns, [view.stamp_ns for view in frame.cameras]) == (stamp_ns, [taken_ns])
+    assert transforms.stamps_ns == [stamp_ns]  # the points' time, at which they are projected
 
 
 def test_a_missing_transform_is_waited_for_now_and_then_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The diagnostic level follows from limits, silence and problems, on a clock that the test moves."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -151,6 +152,44 @@ def test_dropped_sweeps_raise_the_level(dropped: int, level: str) -> None:
     assert found.level == level
     assert ("of the sweeps are dropped" in found.message) == (level != "OK")
     assert found.values["dropped_busy"] == str(dropped)
+
+
+def fed(old: Callable[[int], bool], *, num_sweeps: int = 200) -> Health:
+    """Labels at once all sweeps but those with old stamps."""
+    health = Health(now_s=0.0)
+    for number in range(num_sweeps):
+        health.input_arrived(number / 10, has_old_stamp=old(number))
+        if not old(number):
+            done(health, number / 10)
+    return health
+
+
+@pytest.mark.parametrize(
+    ("old", "level", "share"),
+    [
+        (lambda _: False, "OK", ""),
+        (lambda number: number % 50 == 0, "OK", ""),  # of a clock that is set now and then
+        (lambda number: number % 11 == 0, "WARN", "10 % of the sweeps"),  # a second, slower LiDAR
+        (lambda number: number % 2 == 1, "WARN", "50 % of the sweeps"),  # two alike
+        (lambda number: number < 100, "OK", ""),  # mended since
+    ],
+)
+def test_sweeps_with_old_stamps_are_told_by_their_share(old: Callable[[int], bool], level: str, share: str) -> None:
+    found = report(fed(old), 20.0)
+    assert found.level == level
+    assert share in found.message
+    why = "came with old or repeated stamps and were dropped (stamp 0? two publishers on 'points'?)"
+    assert (why in found.message) == bool(share)
+
+
+def test_a_lidar_without_stamps_is_told_beside_what_follows_from_it() -> None:
+    message = report(fed(lambda number: number > 0), 20.0).message
+    assert "sweeps come, but none has been labelled for 19.9 s" in message
+    assert "100 % of the sweeps came with old or repeated stamps" in message
+
+
+def test_a_few_sweeps_make_no_share() -> None:
+    assert report(fed(lambda number: number % 2 == 1, num_sweeps=19), 2.0).level == "OK"
 
 
 def test_values_hold_counts_percentiles_stages_and_extras() -> None:

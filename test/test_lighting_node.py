@@ -30,7 +30,7 @@ from std_msgs.msg import Float32
 
 from xmodal_seg.lighting_state import BankSelector, BankSettings
 from xmodal_seg.messages import stamp_ns
-from xmodal_seg.nodes import lighting_input
+from xmodal_seg.nodes import lighting_input, lighting_node
 from xmodal_seg.nodes.lighting_input import LightingInput
 from xmodal_seg.nodes.lighting_inputs import exposure_of
 from xmodal_seg.nodes.lighting_messages import read_lighting
@@ -212,6 +212,46 @@ def test_images_of_1_hz_change_condition_and_bank(stage: Callable[..., Stage]) -
     assert read_lighting(shown.lighting[-1])[0].condition == "night"
     first = next(i for i, said in enumerate(shown.lighting) if stamp_ns(said) > START_NS)
     assert not any("stale" in said.status[0].message for said in shown.lighting[first:])
+
+
+def test_a_camera_whose_clock_is_off_does_not_hold_the_bank(stage: Callable[..., Stage]) -> None:
+    shown = stage(cameras=["front", "rear"], **{"estimator.time_constant_s": 0.0, "estimator.hysteresis.enter_s": 0.5})
+    for tenth in range(30):
+        pixels = day_picture(tenth % 7) if tenth < 5 else night_picture(tenth % 7)
+        taken_ns = START_NS + tenth * S // 10
+        shown.show(pixels, taken_ns)
+        count = len(shown.lighting)
+        shown.nodes[0]._estimate("rear", image_message(pixels, taken_ns - 3600 * S))
+        shown.spin_until(lambda count=count: len(shown.lighting) > count, "an estimate of the rear camera")
+    stamps = [stamp_ns(said) for said in shown.lighting]
+    assert stamps == sorted(stamps)
+    assert (stamps[0], stamps[-1]) == (START_NS, START_NS + 29 * S // 10)
+    selector = BankSelector(banks=("day", "night"), served="day", settings=BankSettings(hold_s=1.0))
+    banks = [selector.update(read_lighting(said), stamp_ns(said)) for said in shown.lighting]
+    assert (banks[0], banks[-1]) == ("day", "night")
+
+
+def test_a_camera_that_never_sends_is_told_after_a_while(
+    stage: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = stage(cameras=["front", "rear"], **{"estimator.stale_after_s": 60.0})
+    shown.show(day_picture(), START_NS)
+    shown.spin_until(lambda: "front: day" in shown.message("lighting: lighting"), "the diagnostics")
+    assert shown.status["lighting: lighting"].level == DiagnosticStatus.OK
+    monkeypatch.setattr(lighting_node, "_MISSED_AFTER_S", 0.0)
+    shown.spin_until(lambda: "rear: no image yet" in shown.message("lighting: lighting"), "the sentence")
+    assert shown.status["lighting: lighting"].level == DiagnosticStatus.WARN
+    assert "front: no image" not in shown.message("lighting: lighting")
+
+
+def test_a_node_that_waits_for_its_activation_warns() -> None:
+    shown = Stage()
+    try:
+        shown.spin_until(lambda: shown.message("lighting: lighting") == "not active", "the diagnostics")
+        level = shown.status["lighting: lighting"].level
+    finally:
+        shown.close()
+    assert level == DiagnosticStatus.WARN
 
 
 def test_a_slow_camera_is_repeated_so_that_its_node_counts_as_alive(stage: Callable[..., Stage]) -> None:

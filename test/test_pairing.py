@@ -105,6 +105,55 @@ def test_the_tolerance_is_inclusive_and_hard(skew_ms: float, is_paired: bool) ->
     assert feed.out[0].reason == ("" if is_paired else "front: no image within 50 ms")
 
 
+def _reasons(feed: Feed, *, image_ms: Callable[[int], float | None], seconds: int = 20, rate: float = 1.0) -> list[str]:
+    """Of a drive with sweeps every 0.1 s; `image_ms`: time of a sweep -> stamp of the image that comes with it."""
+    for tick in range(seconds * 10):
+        stamp = image_ms(tick * 100)
+        feed.at(tick * 100 / rate).poll().cloud(tick * 100).at(tick * 100 / rate + 1)
+        if stamp is not None:
+            feed.image(stamp)
+    return [pair.reason for pair in feed.at(seconds * 1000 / rate + 100).poll().out]
+
+
+@pytest.mark.parametrize(
+    ("image_ms", "sentence"),
+    [
+        (lambda _: None, "no image on '/front/image' yet"),
+        (lambda now: now if now < 10_000 else None, "no image on '/front/image' for 10.0 s"),
+        (lambda now: now - 4980, "the images on '/front/image' are stamped 4.98 s too early for the sweeps: clock or"),
+        (lambda now: now + 4980, "the images on '/front/image' are stamped 4.98 s too late for the sweeps: clock or"),
+        (lambda _: 0, "the images on '/front/image' are stamped 19.90 s too early for the sweeps: clock or"),
+        (lambda now: now if now % 500 == 0 else None, "no image within 50 ms"),
+    ],
+)
+def test_the_reason_tells_a_silent_camera_from_one_with_other_stamps(
+    image_ms: Callable[[int], float | None], sentence: str
+) -> None:
+    reasons = _reasons(Feed(pairing(image_topics={"front": "/front/image"})), image_ms=image_ms)
+    assert reasons[-1].startswith(f"front: {sentence}")
+
+
+def test_an_offset_that_is_wrong_is_told_like_a_clock() -> None:
+    feed = Feed(pairing(stamp_offsets_ns={"front": 5 * SECOND}))
+    assert "stamped 5.00 s too early" in _reasons(feed, image_ms=lambda now: now)[-1]
+
+
+@pytest.mark.parametrize("rate", [0.1, 10.0])
+def test_a_lost_image_in_a_playback_of_another_speed_is_no_clock(rate: float) -> None:
+    feed = Feed(pairing(cameras=("front", "rear"), timeout_ns=5 * SECOND))  # the sweeps wait for the second camera
+    reasons = _reasons(feed, image_ms=lambda now: None if now == 2000 else now, rate=rate)
+    assert "front: no image within 50 ms; rear: no image on 'rear' yet" in reasons
+    assert not any("stamped" in reason for reason in reasons)
+
+
+def test_a_loop_and_a_pause_leave_no_camera_that_seems_silent_or_late() -> None:
+    feed = Feed(pairing())
+    _play_pass(feed, start_ms=0)
+    feed.at(70_000)  # paused for a minute, then from the beginning
+    feed.image(0).cloud(0).cloud(60).image(200)
+    assert [pair.reason for pair in feed.out[-2:]] == ["", "front: no image within 50 ms"]
+
+
 def test_a_high_rate_camera_whose_exact_frame_comes_after_the_cloud() -> None:
     feed = Feed(pairing())
     for tick in range(60):  # 30 Hz camera, 10 Hz LiDAR, the cloud 10 ms before the simultaneous image
@@ -364,6 +413,7 @@ def test_reset_gives_out_what_waits_and_forgets_all_but_infos() -> None:
         ({"cameras": ("front", "front")}, "cameras: expected different names"),
         ({"cameras": ("",)}, "cameras: expected different names"),
         ({"stamp_offsets_ns": {"rear": 1}}, "stamp_offsets_ns: 'rear' is not among"),
+        ({"image_topics": {"rear": "/rear"}}, "image_topics: 'rear' is not among"),
         ({"tolerance_ns": -1}, "tolerance_ns: expected at least 0, got -1"),
         ({"max_images": 1}, "max_images: expected at least 2"),
     ],

@@ -34,6 +34,7 @@ sys.exit(runner.run_node(lambda: Hanging("hanging"), argv=None, finished=lambda 
 
 
 LOST = """
+import ctypes
 import sys
 from rclpy.node import Node
 from xmodal_seg.nodes import runner
@@ -45,12 +46,19 @@ def close(node):
     if "stuck" in sys.argv:
         raise RuntimeError("CUDA error: nothing can be freed either")
 
-sys.exit(runner.run_node(lambda: Node("lost"), argv=None, finished=finished, close=close))
+class Lost(Node):
+    def destroy_node(self):
+        ctypes.PyDLL(None).sleep(60)
+
+runner._TAKE_DOWN_S = 1
+make = (lambda: Lost("lost")) if "hanging" in sys.argv else (lambda: Node("lost"))
+on_start = (lambda _: False) if "not started" in sys.argv else (lambda _: True)
+sys.exit(runner.run_node(make, argv=None, on_start=on_start, finished=finished, close=close))
 """
 
 
 @pytest.mark.ros
-@pytest.mark.parametrize("arguments", [[], ["stuck"]])
+@pytest.mark.parametrize("arguments", [[], ["stuck"], ["hanging"]])
 def test_a_node_that_lost_its_gpu_ends_with_a_code_that_launch_knows(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "lost_node.py").write_text(LOST)
     command = [sys.executable, str(tmp_path / "lost_node.py"), *arguments]
@@ -58,6 +66,13 @@ def test_a_node_that_lost_its_gpu_ends_with_a_code_that_launch_knows(arguments: 
     assert done.returncode == GPU_LOST, done.stderr
     assert done.stderr.startswith("xmodal_seg: the GPU is lost to this process: CUDA error")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.ros
+def test_a_node_that_could_not_start_keeps_its_exit_code_where_the_middleware_hangs(tmp_path: Path) -> None:
+    (tmp_path / "lost_node.py").write_text(LOST)
+    command = [sys.executable, str(tmp_path / "lost_node.py"), "hanging", "not started"]
+    assert subprocess.run(command, capture_output=True, timeout=60).returncode == 1
 
 
 @pytest.mark.ros

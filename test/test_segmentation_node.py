@@ -98,7 +98,18 @@ def test_a_sweep_goes_on_without_its_camera_and_says_so(start: Callable[..., Har
     harness = start(camera_timeout_ms=50.0)
     harness.points.publish(make_cloud(START_NS))
     assert (fields_of(harness.wait_for_clouds(1)[0])["label"] < 6).all()
-    assert "camera 'front'" in harness.wait_for_status("no image").message
+    assert "camera 'front'" in harness.wait_for_status("no image on '/front/image' yet").message
+
+
+def test_sweeps_that_all_have_one_stamp_are_named(start: Callable[..., Harness]) -> None:
+    harness = start(cameras=[""])
+
+    def is_told() -> bool:
+        harness.points.publish(make_cloud(0))
+        return any("came with old or repeated stamps" in status.message for status in harness.diagnostics)
+
+    harness.spin_until(is_told, "the status of repeated stamps")
+    assert len(harness.clouds) == 1
 
 
 def test_a_missing_transform_names_both_frames(start: Callable[..., Harness]) -> None:
@@ -316,6 +327,37 @@ def test_a_gpu_that_is_lost_ends_the_node_and_a_frame_that_fails_does_not(
     harness.wait_for_status(lost)
     with pytest.raises(GpuLostError, match=f"the GPU is lost to this process: RuntimeError: {lost}"):
         segmentation_node._check_gpu(harness.node)
+
+
+def test_a_gpu_that_no_longer_answers_is_told_from_frames_that_keep_failing(
+    start: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = segmentation_node.Segmenter.predict
+    fails = iter([True, True, False, True, True, True])
+
+    def sometimes(*args: Any, **kwargs: Any) -> Any:
+        if next(fails):
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+        return predict(*args, **kwargs)
+
+    monkeypatch.setattr(segmentation_node, "can_compute", lambda _: False)
+    monkeypatch.setattr(segmentation_node.Segmenter, "warm_up", lambda *_, **__: None)
+    monkeypatch.setattr(segmentation_node.Segmenter, "predict", sometimes)
+    harness = start(cameras=[""])
+    worker = harness.node._require_configured().worker
+    for number in range(6):
+        assert harness.node.gpu_lost is None
+        harness.points.publish(make_cloud(START_NS + number * 100 * MS))
+        harness.spin_until(lambda number=number: worker.handled > number, "the frame")
+    assert "CUDNN_STATUS_EXECUTION_FAILED" in str(harness.node.gpu_lost)
+
+
+def test_a_node_that_waits_for_its_activation_warns(checkpoint: Path) -> None:
+    harness = Harness(checkpoint)
+    try:
+        assert harness.wait_for_status("not active").level == b"\x01"
+    finally:
+        harness.close()
 
 
 def test_a_gpu_that_stands_idle_is_told(start: Callable[..., Harness], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,11 @@ def test_compressed_images_are_heard_beside_the_raw_ones(given: str) -> None:
     assert settings.camera_info_topic(0) == "/cam/camera_info"
 
 
+def test_a_compressed_topic_is_not_taken_for_a_raw_one() -> None:
+    with pytest.raises(ValueError, match="image_transport: expected compressed for the image topic '/b/x/compressed'"):
+        SegmentationNodeSettings(cameras=["a", "b"], image_topics=["/a/x", "/b/x/compressed"])
+
+
 def test_message_filters_know_no_offsets() -> None:
     assert SegmentationNodeSettings(sync_policy="approximate", stamp_offsets_ms=[0.0])
     with pytest.raises(ValueError, match="stamp_offsets_ms: sync_policy approximate knows no offsets"):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -19,9 +20,12 @@ _DRIVER_FILES = ("/dev/nvidia0", "/dev/nvhost-gpu")
 _LOST = re.compile(
     "illegal memory access|illegal address|illegal instruction|misaligned address|invalid program counter|"
     "hardware stack error|unspecified launch failure|device-side assert|the launch timed out|uncorrectable|"
-    "GPU is lost|fallen off the bus|device is unavailable|no CUDA-capable device is detected",
+    "GPU is lost|fallen off the bus|device is unavailable|no CUDA-capable device is detected|busy or unavailable|"
+    "context is destroyed|operation not supported on global/shared address space|"
+    r"CUDA (driver )?error: unknown error|\b999 unknown error",
     re.IGNORECASE,
 )
+_MANY_FAILURES = 3
 
 
 def resolve_device(name: str) -> torch.device:
@@ -66,3 +70,37 @@ def device_name(device: torch.device) -> str:
 def is_lost(error: Exception) -> bool:
     """Whether the error ends all further work of this process on the GPU; out of memory does not."""
     return isinstance(error, RuntimeError) and bool(_LOST.search(str(error)))
+
+
+def can_compute(device: torch.device) -> bool:
+    """Whether a device still does the least that can be asked of it; one whose memory is full does."""
+    try:
+        torch.ones(1, device=device).item()  # waits for it
+    except RuntimeError as error:
+        return "out of memory" in str(error)
+    return True
+
+
+class GpuWatch:
+    """Tells from work that failed whether the GPU is lost to this process. Not thread-safe.
+
+    Where the words of an error do not say so, as those of cuBLAS and cuDNN do not, it is tried after three failures in
+    a row.
+
+    Args:
+        probe: whether the device still computes.
+    """
+
+    def __init__(self, *, probe: Callable[[], bool]) -> None:
+        self._probe = probe
+        self._failures = 0  # since the last success
+
+    def succeeded(self) -> None:
+        """Work was done."""
+        self._failures = 0
+
+    def failed(self, error: Exception) -> bool:
+        """Work has failed; True if the GPU is lost. A ValueError is about what came in, and says nothing of it."""
+        if isinstance(error, RuntimeError):
+            self._failures += 1
+        return is_lost(error) or (self._failures >= _MANY_FAILURES and not self._probe())

@@ -26,6 +26,11 @@ _NUM_GAPS = 9
 _MISSING_PERIODS = 2.5
 
 
+def is_jump(newest_ns: int, stamp_ns: int) -> bool:
+    """Whether a stamp does not go on from the newest one: it is over 2 s back or 15 s ahead."""
+    return not -_JUMP_BACK_NS <= stamp_ns - newest_ns <= _ABSENCE_NS
+
+
 class HysteresisSettings(Settings):
     """Levels of darkness and how long they must hold; day mirrors night."""
 
@@ -154,7 +159,7 @@ class Hysteresis:
         """Time since the newest stamp; 0 for an older one and after a jump."""
         self._rhythm.note(stamp_ns)
         newest_ns = self._newest_ns
-        if newest_ns is None or not -_JUMP_BACK_NS <= stamp_ns - newest_ns <= _ABSENCE_NS:
+        if newest_ns is None or is_jump(newest_ns, stamp_ns):
             self.interrupt()
             self._newest_ns = stamp_ns
             return 0

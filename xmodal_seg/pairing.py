@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+_FAR_NS = 1_000_000_000  # a silence, or a difference of stamps, that a slow camera or a lost image does not explain
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairedImage:
@@ -68,11 +70,13 @@ def _later(last_ns: int | None, stamp_ns: int) -> int:
 class _Camera:
     """What one camera has sent, and what is known of its driver."""
 
+    topic: str  # of its images
     offset_ns: int
     images: list[_Stamped] = field(default_factory=list)  # by stamp
     infos: dict[int, Any] = field(default_factory=dict)  # by stamp, in order of arrival
     infos_missed: bool = False  # a cloud timed out for want of an info with its image's stamp, and none came since
     unheard_clouds: int = 0  # since its last image
+    heard_ns: int | None = None  # arrival of its last image, whatever jumped since
     last_ns: int | None = None  # latest stamp of an image since the last jump
     before_jump_ns: int | None = None  # that before a jump of the clouds, until it has followed
     jumps: int = 0  # of its own since the last one of the clouds
@@ -106,6 +110,23 @@ class _Camera:
         best = min(reversed(self.infos), key=lambda s: abs(s - stamp_ns), default=None)
         return None if best is None else self.infos[best]
 
+    def fault(self, cloud: _Stamped) -> str | None:
+        """Why no image fits this cloud, if one that was lost or came a little late does not explain it."""
+        if self.heard_ns is None:
+            return f"no image on {self.topic!r} yet"
+        silent_ns = cloud.arrival_ns - self.heard_ns
+        if silent_ns > _FAR_NS:
+            return f"no image on {self.topic!r} for {silent_ns / 1e9:.1f} s"
+        target_ns = cloud.stamp_ns + self.offset_ns
+        if self.last_ns is None or self.nearest_image(target_ns, _FAR_NS) is not None:
+            return None
+        # Stamp less arrival of both, since images may have come for as long as the cloud has waited.
+        ahead_ns = (self.last_ns - self.heard_ns) - (target_ns - cloud.arrival_ns)
+        if abs(ahead_ns) <= _FAR_NS:
+            return None
+        how = f"{abs(ahead_ns) / 1e9:.2f} s too {'late' if ahead_ns > 0 else 'early'}"
+        return f"the images on {self.topic!r} are stamped {how} for the sweeps: clock or stamp_offsets_ms?"
+
     def is_final(self, target_ns: int, tolerance_ns: int) -> bool:
         """No later message can give a better partner."""
         if not self.images or self.images[-1].stamp_ns < target_ns:
@@ -121,7 +142,8 @@ class NearestPairing:
     """Pairs each cloud with the nearest image of every camera.
 
     `timeout_ns` and `now_ns` are of the caller's steady clock, everything else of the messages' stamps.
-    `stamp_offsets_ns` says by how much a camera's stamps are ahead of the LiDAR's (camera - LiDAR), 0 where not named.
+    `stamp_offsets_ns` says by how much a camera's stamps are ahead of the LiDAR's (camera - LiDAR), 0 where not named;
+    `image_topics` what the reasons call the source of a camera's images, the camera's name where not named.
     A stamp that lies more than `jump_threshold_ns` before an earlier one of its topic is a jump, so the clouds of a
     shorter bag are dropped as out of order when it loops. A camera from which nothing came during the last
     `silent_after_clouds` clouds is not waited for until it speaks again. When more than `max_clouds` wait, the oldest
@@ -136,17 +158,19 @@ class NearestPairing:
         timeout_ns: int,
         jump_threshold_ns: int,
         stamp_offsets_ns: Mapping[str, int] | None = None,
+        image_topics: Mapping[str, str] | None = None,
         silent_after_clouds: int = 30,
         max_clouds: int = 8,
         max_images: int = 16,
         max_infos: int = 32,
     ) -> None:
-        offsets = dict(stamp_offsets_ns or {})
+        offsets, topics = dict(stamp_offsets_ns or {}), dict(image_topics or {})
         if len(set(cameras)) != len(cameras) or "" in cameras:
             raise ValueError(f"cameras: expected different names that are not empty, got {list(cameras)}")
-        for name in offsets:
-            if name not in cameras:
-                raise ValueError(f"stamp_offsets_ns: {name!r} is not among the cameras {list(cameras)}")
+        for setting, names in (("stamp_offsets_ns", offsets), ("image_topics", topics)):
+            for name in names:
+                if name not in cameras:
+                    raise ValueError(f"{setting}: {name!r} is not among the cameras {list(cameras)}")
         for name, value, least in (
             ("tolerance_ns", tolerance_ns, 0),
             ("timeout_ns", timeout_ns, 0),
@@ -159,7 +183,9 @@ class NearestPairing:
             if value < least:
                 raise ValueError(f"{name}: expected at least {least}, got {value}")
         self.counters = PairingCounters()
-        self._cameras = {name: _Camera(offset_ns=offsets.get(name, 0)) for name in cameras}
+        self._cameras = {
+            name: _Camera(topic=topics.get(name, name), offset_ns=offsets.get(name, 0)) for name in cameras
+        }
         self._tolerance_ns, self._timeout_ns = tolerance_ns, timeout_ns
         self._jump_threshold_ns, self._silent_after_clouds = jump_threshold_ns, silent_after_clouds
         self._max_clouds, self._max_images, self._max_infos = max_clouds, max_images, max_infos
@@ -184,6 +210,7 @@ class NearestPairing:
     def add_image(self, camera: str, stamp_ns: int, item: Any, *, now_ns: int) -> list[Pair]:
         """Takes an image of `camera`; the pairs that are ready now."""
         sender = self._cameras[camera]
+        sender.heard_ns = now_ns
         if self._is_straggler(sender, stamp_ns, now_ns):
             return []
         if self._is_jump(sender.last_ns, stamp_ns):
@@ -292,7 +319,7 @@ class NearestPairing:
         reasons: dict[str, str] = {}
         for name, camera in self._cameras.items():
             target_ns = cloud.stamp_ns + camera.offset_ns
-            partner = self._partner(camera, target_ns)
+            partner = self._partner(camera, cloud)
             if isinstance(partner, PairedImage):
                 images[name] = partner
             else:
@@ -310,11 +337,11 @@ class NearestPairing:
             reason="; ".join(f"{name}: {reason}" for name, reason in reasons.items()),
         )
 
-    def _partner(self, camera: _Camera, target_ns: int) -> PairedImage | str:
+    def _partner(self, camera: _Camera, cloud: _Stamped) -> PairedImage | str:
         """The image for a cloud, or why there is none."""
-        image = camera.nearest_image(target_ns, self._tolerance_ns)
+        image = camera.nearest_image(cloud.stamp_ns + camera.offset_ns, self._tolerance_ns)
         if image is None:
-            return f"no image within {self._tolerance_ns / 1e6:g} ms"
+            return camera.fault(cloud) or f"no image within {self._tolerance_ns / 1e6:g} ms"
         exact = image.stamp_ns in camera.infos
         info = camera.infos[image.stamp_ns] if exact else camera.nearest_info(image.stamp_ns)
         if info is None:

@@ -271,6 +271,7 @@ class OnlineAdapter:
             num_probes=0 if bin is None else turns.memory.num_probes(bin),
             dropped=self._intake.dropped,
             disagreement=self._intake.disagreement,
+            disk=self._archive.trouble,
         )
 
     def _take_up_changes(self) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,6 +16,8 @@ from xmodal_seg.adaptation.frames import Bin
 from xmodal_seg.adaptation.publisher import Publisher, Version
 from xmodal_seg.adaptation.removals import Removals
 from xmodal_seg.adaptation.state import Generation, StateStore
+
+_Failure = Literal["not saved", "not removed"]
 
 
 class Archive:
@@ -36,11 +39,17 @@ class Archive:
             self._removals = Removals(folder=folder)
         self._lock = threading.Lock()
         self._written: dict[Bin, dict[int, int]] = {}  # the newest generation of each version's number
+        self._failures: dict[_Failure, str] = {}  # since the last success, and why; replaced, never changed
 
     @property
     def is_kept(self) -> bool:
         """Whether anything is kept at all."""
         return bool(self._stores)
+
+    @property
+    def trouble(self) -> str:
+        """What could not be saved or removed the last time, and why: a sentence, until it succeeds; else ''."""
+        return "; ".join(f"{what}: {why}" for what, why in self._failures.items())
 
     def save(self, version: Version, *, facts: Mapping[str, Any]) -> int | None:
         """Write a version and return its generation's number; None where it is on offer no more.
@@ -50,13 +59,15 @@ class Archive:
         with self._lock:
             if self._publisher.newest(version.bin) is not version:
                 return None
-            number = self._stores[version.bin.bank].save(
-                version.bin,
-                version.values,
-                steps=version.steps,
-                metrics=version.metrics,
-                facts={**facts, "version": version.name, "number": version.number},
-            )
+            with self._noting("not saved"):
+                number = self._stores[version.bin.bank].save(
+                    version.bin,
+                    version.values,
+                    steps=version.steps,
+                    metrics=version.metrics,
+                    facts={**facts, "version": version.name, "number": version.number},
+                )
+            self._has_succeeded("not saved")
             self._note(version, number)
         return number
 
@@ -74,13 +85,14 @@ class Archive:
 
     def remove_all(self) -> None:
         """Of every bank and every condition, in one step. Raises as `Removals.remove`."""
-        with self._lock:
+        with self._lock, self._noting("not removed"):
             self._remove([path for store in self._stores.values() for path in store.indexes()])
+            self._has_succeeded("not removed")  # nothing is left
             self._written.clear()
 
     def remove(self, bins: Sequence[Bin]) -> None:
         """All that there is of these bins, in one step. Raises as `Removals.remove`."""
-        with self._lock:
+        with self._lock, self._noting("not removed"):
             self._remove([path for bin in bins for path in self._indexes(bin, after=0)])
             for bin in bins:
                 self._written.pop(bin, None)
@@ -90,7 +102,7 @@ class Archive:
 
         Raises as `Removals.remove`.
         """
-        with self._lock:
+        with self._lock, self._noting("not removed"):
             self._remove(self._indexes(bin, after=0 if than is None else self._newest_until(than)))
             written, last = self._written.get(bin, {}), 0 if than is None else than.number
             self._written[bin] = {number: written[number] for number in written if number <= last}
@@ -98,6 +110,20 @@ class Archive:
     def _remove(self, indexes: Sequence[Path]) -> None:
         if self._removals is not None:
             self._removals.remove(indexes)
+        if indexes:  # else nothing was written, and what was refused before may still be there
+            self._has_succeeded("not removed")
+
+    @contextmanager
+    def _noting(self, what: _Failure) -> Iterator[None]:
+        """Keep in mind why the disk refuses."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            self._failures = {**self._failures, what: str(error)}
+            raise
+
+    def _has_succeeded(self, what: _Failure) -> None:
+        self._failures = {other: why for other, why in self._failures.items() if other != what}
 
     def _indexes(self, bin: Bin, *, after: int) -> list[Path]:
         return self._stores[bin.bank].indexes(bin, after=after) if bin.bank in self._stores else []

@@ -107,6 +107,7 @@ class AdaptationStatus:
     num_probes: int
     dropped: int  # frames that waited too long for the adapter
     disagreement: str  # of the sensors, where it has lasted: a sentence; else ''
+    disk: str  # what it refused the last time: a sentence; else ''
 
     def values(self) -> dict[str, str]:
         """By name, as diagnostics have them."""

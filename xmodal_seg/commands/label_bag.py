@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label every sweep of a bag, in order and without dropping any; no ROS needed. Writes the folder OUT with the bag
-`output` (labelled clouds), metrics.json and summary.png."""
+"""Label every sweep of a bag, in order and without dropping any; no ROS needed. An image or a sweep that cannot be
+read is left out, counted and said. Writes the folder OUT with the bag `output` (labelled clouds), metrics.json and
+summary.png."""
 
 from __future__ import annotations
 

@@ -133,20 +133,21 @@ class AdaptationLink:
         return [_sentence(event) for event in told], [_sentence(e) for e in events if e.kind in _DISTURBING]
 
     def status(self, *, name: str) -> DiagnosticStatus:
-        """For the diagnostics: WARN while the mode is not the one asked for, and for sensors that disagree for long."""
+        """For the diagnostics: WARN while the mode is not the one asked for, sensors disagree, or the disk refuses."""
         if self._adapter is None:
             return diagnostic_status(name=name, level="OK", message=f"not possible: {self._refusal}")
         status, events = self._adapter.status(), self._adapter.events.newest
         values = {**_values(status), "asked for": self._asked, "newest event": _sentence(events[-1]) if events else ""}
         if status.mode == self._asked:
             paused, lasting = (", ".join(status.paused), status.disagreement) if self._adapter.is_learning else ("", "")
-            message = f"{status.mode}, paused: {paused}" if paused else status.mode
-            if lasting:
-                return diagnostic_status(name=name, level="WARN", message=f"{message}: {lasting}", values=values)
+            message, fault = f"{status.mode}, paused: {paused}" if paused else status.mode, lasting
+        else:
+            falls = [_sentence(event) for event in events if event.kind in ("failed", "gave_up")]
+            message, fault = f"{status.mode} instead of {self._asked}", falls[-1] if falls else "it fell back"
+        faults = "; ".join(filter(None, [fault, status.disk]))
+        if not faults:
             return diagnostic_status(name=name, level="OK", message=message, values=values)
-        causes = [_sentence(event) for event in events if event.kind in ("failed", "gave_up")]
-        message = f"{status.mode} instead of {self._asked}: {causes[-1] if causes else 'it fell back'}"
-        return diagnostic_status(name=name, level="WARN", message=message, values=values)
+        return diagnostic_status(name=name, level="WARN", message=f"{message}: {faults}", values=values)
 
     def _is_told(self, event: Event, *, now_s: float) -> bool:
         """Whether the log tells an event that is no problem."""

@@ -13,6 +13,7 @@ from rclpy.parameter import Parameter
 from std_srvs.srv import SetBool, Trigger
 
 from xmodal_seg.adaptation.adapter import OnlineAdapter
+from xmodal_seg.adaptation.settings import Mode
 
 _NAP_S = 0.002
 
@@ -23,11 +24,19 @@ class AdaptationServices:
     Args:
         node: with the parameter `adaptation.mode`, which `enable` sets, so that both always agree.
         adapter: the present one; raises ValueError where there is none.
+        mode: what the settings make of that parameter, which may also be a bool.
         enable: begin anew in the mode of the parameters, where that has not changed.
     """
 
-    def __init__(self, *, node: Node, adapter: Callable[[], OnlineAdapter], enable: Callable[[], None]) -> None:
-        self._node, self._adapter, self._enable = node, adapter, enable
+    def __init__(
+        self,
+        *,
+        node: Node,
+        adapter: Callable[[], OnlineAdapter],
+        mode: Callable[[], Mode],
+        enable: Callable[[], None],
+    ) -> None:
+        self._node, self._adapter, self._mode, self._enable = node, adapter, mode, enable
         # A group of their own: while one of them waits for the disk, the node's other callbacks go on.
         group = MutuallyExclusiveCallbackGroup()
         node.create_service(SetBool, "~/adaptation/enable", self._answer_enable, callback_group=group)
@@ -39,7 +48,7 @@ class AdaptationServices:
         mode = "on" if request.data else "select"
         try:
             self._adapter()
-            is_new = self._node.get_parameter("adaptation.mode").value != mode
+            is_new = self._mode() != mode
             result = self._node.set_parameters([Parameter("adaptation.mode", value=mode)])[0]
             if result.successful and not is_new:
                 self._enable()

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from xmodal_seg.calibration_file import CalibrationFile
 from xmodal_seg.messages import calibration_from_camera_info, check_same_frame, decode_cloud
-from xmodal_seg.messages import stamp_ns as message_stamp_ns
 from xmodal_seg.nodes.extrinsics import Extrinsics
 from xmodal_seg.nodes.segmentation_settings import SegmentationNodeSettings
 from xmodal_seg.pairing import Pair, PairedImage
@@ -80,7 +79,9 @@ class FrameAssembler:
     def _camera(self, name: str, paired: PairedImage, lidar_frame: str, stamp_ns: int, deadline_s: float) -> CameraView:
         calibration = self._calibration(name, paired, lidar_frame, stamp_ns, deadline_s)
         image = self._decode_image(paired.image)
-        return CameraView(name=name, image=image, calibration=calibration, stamp_ns=message_stamp_ns(paired.image))
+        # On the LiDAR's clock, as the pairing has it: what compares the view with its sweep knows of no offsets.
+        taken_ns = paired.stamp_ns - self._settings.stamp_offset_ns(self._settings.cameras.index(name))
+        return CameraView(name=name, image=image, calibration=calibration, stamp_ns=taken_ns)
 
     def _calibration(
         self, name: str, paired: PairedImage, lidar_frame: str, stamp_ns: int, deadline_s: float

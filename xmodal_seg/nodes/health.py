@@ -18,6 +18,7 @@ _WINDOW = 50
 _LEAST_SWEEPS = 20  # before a share of them means something
 _INPUT_GAP_S = 5.0  # after a pause of the input, its last sweep is no longer waited for
 _MANY_JUMPS, _JUMP_MEMORY_S = 5, 5.0  # a bag that loops is longer
+_WARN_OLD_STAMPS, _ERROR_OLD_STAMPS = 0.05, 0.9  # share of the sweeps; one sound LiDAR has none
 _MOST_LEFT_OUT = 0.9  # share of a sweep's points; organised clouds have NaN where nothing came back
 
 
@@ -47,12 +48,15 @@ class Health:
         self._stages_ms: dict[str, float] = {}
         self._counts: Counter[str] = Counter(frames=0, dropped_busy=0)
         self._was_dropped: deque[bool] = deque(maxlen=_WINDOW)  # of the newest sweeps
+        self._had_old_stamp: deque[bool] = deque(maxlen=_WINDOW)  # of the newest that came
         self._left_out: deque[float] = deque(maxlen=_WINDOW)  # share of their points, 1 for a sweep without any
         self._jumped_s: deque[float] = deque(maxlen=_MANY_JUMPS)
         self._problems = Problems()
 
-    def input_arrived(self, now_s: float) -> None:
+    def input_arrived(self, now_s: float, *, has_old_stamp: bool = False) -> None:
+        """A sweep came; one with an old stamp, or the same again, cannot be labelled."""
         with self._lock:
+            self._had_old_stamp.append(has_old_stamp)
             paused = self._last_input_s is not None and now_s - self._last_input_s > _INPUT_GAP_S
             if self._waiting_since_s is None or paused:
                 self._waiting_since_s = now_s
@@ -139,11 +143,18 @@ class Health:
             findings.append(("WARN", f"{100 * left_out:.0f} % of the points are left out: {why}"))
         if len(self._jumped_s) == _MANY_JUMPS and now_s - self._jumped_s[0] <= _JUMP_MEMORY_S:
             findings.append(("WARN", "the stamps of the sweeps keep going back: two publishers on one topic?"))
-        if len(self._was_dropped) >= _LEAST_SWEEPS:
-            share = sum(self._was_dropped) / len(self._was_dropped)
-            if share > settings.warn_drop_share:
-                level: Level = "ERROR" if share > settings.error_drop_share else "WARN"
-                findings.append((level, f"{100 * share:.0f} % of the sweeps are dropped: they come faster than labels"))
+        why = f"(stamp 0? two publishers on {settings.points_topic!r}?)"
+        old = f"came with old or repeated stamps and were dropped {why}"
+        busy = "are dropped: they come faster than labels"
+        shares = (
+            (old, self._had_old_stamp, _WARN_OLD_STAMPS, _ERROR_OLD_STAMPS),
+            (busy, self._was_dropped, settings.warn_drop_share, settings.error_drop_share),
+        )
+        for what, window, warn_share, error_share in shares:
+            share = sum(window) / len(window) if len(window) >= _LEAST_SWEEPS else 0.0
+            if share > warn_share:
+                sentence = f"{100 * share:.0f} % of the sweeps {what}"
+                findings.append(("ERROR" if share > error_share else "WARN", sentence))
         recent = self._problems.recent(now_s)
         findings += [(problem.level, f"{source}: {problem.sentence}") for source, problem in recent.items()]
         return findings

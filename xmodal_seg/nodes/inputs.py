@@ -34,11 +34,13 @@ class Inputs:
         node: LifecycleNode,
         settings: SegmentationNodeSettings,
         on_pair: Callable[[Pair], None],
-        on_sweep: Callable[[], None],
+        on_sweep: Callable[[bool], None],
         on_jump: Callable[[], None],
         on_camera_jump: Callable[[str], None],
     ) -> None:
-        """`on_camera_jump` is told of a camera whose stamps go back again and again while the sweeps' do not."""
+        """`on_sweep` is told of each sweep whether it was dropped for an old or repeated stamp, `on_camera_jump` of a
+        camera whose stamps go back again and again while the sweeps' do not.
+        """
         self._node = node
         self._on_pair = on_pair
         self._on_sweep = on_sweep
@@ -51,6 +53,10 @@ class Inputs:
             tolerance_ns=round(settings.sync_tolerance_ms * 1e6),
             timeout_ns=round(settings.camera_timeout_ms * 1e6),
             stamp_offsets_ns={name: settings.stamp_offset_ns(i) for i, name in enumerate(settings.cameras)},
+            image_topics={
+                name: node.resolve_topic_name(settings.subscribed_image_topic(i))
+                for i, name in enumerate(settings.cameras)
+            },
             jump_threshold_ns=round(settings.jump_threshold_s * 1e9),
         )
         self._has_infos = settings.use_camera_info
@@ -95,13 +101,16 @@ class Inputs:
         return subscriptions
 
     def _cloud(self, message: PointCloud2) -> None:
-        self._on_sweep()
         if self._approximate is not None:
+            self._on_sweep(False)  # message_filters does not tell
             if self._approximate.cloud(message):
                 self._on_jump()
             return
         with self._lock:
+            dropped = self._pairing.counters.dropped_clouds
             pairs = self._pairing.add_cloud(message_stamp_ns(message), message, now_ns=time.monotonic_ns())
+            is_dropped = self._pairing.counters.dropped_clouds > dropped
+        self._on_sweep(is_dropped)  # before its pair can be labelled
         self._hand_over(pairs)
 
     def _image(self, camera: str, message: Image | CompressedImage) -> None:

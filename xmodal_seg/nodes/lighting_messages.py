@@ -33,7 +33,10 @@ class ReportedLight:
 def lighting_message(
     cameras: Sequence[CameraLighting], *, node_name: str, stamp_ns: int, min_confidence: float
 ) -> DiagnosticArray:
-    """One status for each camera, WARN where it is less sure than `min_confidence`; the stamp is an image's."""
+    """One status for each camera, WARN where it is less sure than `min_confidence`.
+
+    The stamp is an image's, by the first camera's clock.
+    """
     message = DiagnosticArray()
     message.header.stamp = Time(sec=stamp_ns // 10**9, nanosec=stamp_ns % 10**9)
     for camera in cameras:

@@ -26,6 +26,7 @@ from xmodal_seg.lighting import CameraLighting, LightingEstimator
 from xmodal_seg.lighting_model import load_coefficients
 from xmodal_seg.lighting_state import common_light
 from xmodal_seg.messages import decode_cloud, decode_small_image, stamp_ns
+from xmodal_seg.nodes.camera_time import CameraTime
 from xmodal_seg.nodes.conversions import diagnostic_status
 from xmodal_seg.nodes.lighting_inputs import LightingInputs, exposure_of
 from xmodal_seg.nodes.lighting_messages import lighting_message
@@ -38,6 +39,7 @@ from xmodal_seg.nodes.transitions import configure_and_activate, transition
 
 _STOP_TIMEOUT_S = 5.0
 _WATCH_EVERY_S = 0.5
+_MISSED_AFTER_S = 10.0  # a camera that has not sent yet; some take as long from one image to the next
 _REPEAT_AFTER_S = 1.0  # listeners take two seconds without a message for the end of this node
 _RELIABLE = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
@@ -64,8 +66,9 @@ class LightingNode(LifecycleNode):
         self._lock = threading.Lock()  # of the estimator and what belongs to it
         self._configured: _Configured | None = None
         self._inputs: LightingInputs | None = None  # while active
-        self._newest_ns: int | None = None  # stamp of the newest image
+        self._time = CameraTime()  # stamps what is said, since listeners count by it
         self._published_s = 0.0  # steady clock
+        self._began_s = 0.0  # to be active, by the same clock
         self._problems = Problems()
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # must go on when simulated time stands still
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -104,6 +107,7 @@ class LightingNode(LifecycleNode):
         for worker in (*configured.workers.values(), configured.lidar):
             worker.start()
         super().on_activate(state)
+        self._began_s = time.monotonic()
         try:
             self._inputs = LightingInputs(
                 node=self,
@@ -163,7 +167,7 @@ class LightingNode(LifecycleNode):
                 raise RuntimeError("an image in work does not end")
         with self._lock:
             self._configured.estimator.reset()
-            self._newest_ns = None
+            self._time = CameraTime()
 
     def _image(self, camera: str, message: Any) -> None:
         self._require_configured().workers[camera].put(message)
@@ -178,9 +182,10 @@ class LightingNode(LifecycleNode):
         image, stamp = decode_small_image(message), stamp_ns(message)
         with self._lock:
             configured.estimator.update(camera, image, stamp, arrived_ns=arrived_ns)
-            self._newest_ns = stamp
             cameras = configured.estimator.current(arrived_ns)
-        self._publish(configured, cameras, stamp)
+            heard = [each.name for each in cameras if "stale" not in each.reasons]
+            time_ns = self._time.update(camera, stamp, heard=heard)
+        self._publish(configured, cameras, time_ns)
 
     def _exposure(self, camera: str, message: Any) -> None:
         try:
@@ -209,20 +214,20 @@ class LightingNode(LifecycleNode):
         if configured is None or inputs is None:
             return
         with self._lock:
-            stamp = self._newest_ns
+            time_ns = self._time.newest_ns
             cameras = configured.estimator.current(time.monotonic_ns())
             silent_s = time.monotonic() - self._published_s
-        if stamp is None or not cameras:
+        if time_ns is None or not cameras:
             return
         if silent_s >= _REPEAT_AFTER_S or all("stale" in camera.reasons for camera in cameras):
-            self._publish(configured, cameras, stamp)
+            self._publish(configured, cameras, time_ns)
 
-    def _publish(self, configured: _Configured, cameras: Sequence[CameraLighting], stamp: int) -> None:
+    def _publish(self, configured: _Configured, cameras: Sequence[CameraLighting], time_ns: int) -> None:
         estimator = self.settings.estimator
         self._published_s = time.monotonic()
         configured.lighting.publish(
             lighting_message(
-                cameras, node_name=self.get_name(), stamp_ns=stamp, min_confidence=estimator.min_confidence
+                cameras, node_name=self.get_name(), stamp_ns=time_ns, min_confidence=estimator.min_confidence
             )
         )
         light = common_light(cameras, min_confidence=estimator.min_confidence)
@@ -250,7 +255,8 @@ class LightingNode(LifecycleNode):
         name = f"{self.get_name()}: lighting"
         configured = self._configured
         if configured is None or self._inputs is None:
-            return diagnostic_status(name=name, level="OK", message="not active")
+            # One that launch has started again waits here for a lifecycle manager, who may not know of it.
+            return diagnostic_status(name=name, level="WARN", message="not active")
         if not configured.workers:
             return diagnostic_status(name=name, level="OK", message="no camera")
         with self._lock:
@@ -259,6 +265,7 @@ class LightingNode(LifecycleNode):
         problems = [f"{source}: {problem.sentence}" for source, problem in recent.items()]
         if not cameras:
             return diagnostic_status(name=name, level="STALE", message="; ".join(problems) or "no image yet")
+        problems += [f"{camera}: no image yet" for camera in self._missed(cameras)]
         unsure = [c for c in cameras if c.confidence < self.settings.estimator.min_confidence]
         said = [f"{c.name}: {c.condition}, lambda {c.guidance:.2f}" for c in cameras]
         said += [f"{c.name}: {', '.join(c.reasons)}" for c in unsure]
@@ -271,6 +278,13 @@ class LightingNode(LifecycleNode):
         return diagnostic_status(
             name=name, level="WARN" if unsure or problems else "OK", message="; ".join(said), values=values
         )
+
+    def _missed(self, cameras: Sequence[CameraLighting]) -> list[str]:
+        """Cameras that have had time to send an image and have not."""
+        if time.monotonic() - self._began_s < _MISSED_AFTER_S:
+            return []
+        seen = {camera.name for camera in cameras}
+        return [camera for camera in self.settings.cameras if camera not in seen]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,8 +8,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import FrameType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import rclpy
 from rclpy.exceptions import ParameterException
@@ -38,7 +39,10 @@ def run_node(
     finished: Callable[[NodeT], bool] = lambda _: False,
     close: Callable[[NodeT], None] = lambda _: None,
 ) -> int:
-    """Make, spin and close a node; the exit code: 0 on an orderly end, 1 if it could not be made or started, GPU_LOST.
+    """Make, spin and close a node; returns 0 on an orderly end.
+
+    Else the process ends here: with exit code 1 if the node could not be made or started, or with GPU_LOST. It leaves
+    without the middleware's goodbye, which might hang and cost the code.
 
     rclpy's own signal handlers are left out: they end the context while a worker may still publish. Here a signal
     interrupts the start or ends the spinning, `close` then stops the workers, and the context goes last. A second
@@ -74,6 +78,17 @@ def run_node(
         stop.closing()
         _end(node, close, code=code)
     return code
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once with an exit code that means something.
+
+    What hangs or crashes on the way out would cost the code: a middleware that locks up, CUDA without its GPU.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody may be reading any more
+            stream.flush()
+    os._exit(code)
 
 
 class _Stop:
@@ -123,8 +138,10 @@ def _end(node: NodeT | None, close: Callable[[NodeT], None], *, code: int) -> No
             close(node)
         except RuntimeError as error:
             # A worker in a computation that does not end: taking the interpreter down under it would abort.
-            print(f"xmodal_seg: {error}", file=sys.stderr, flush=True)
-            os._exit(code)
+            print(f"xmodal_seg: {error}", file=sys.stderr)
+            leave(code)
+    if code:
+        leave(code)
     _cut_off_after(_TAKE_DOWN_S)
     if node is not None:
         node.destroy_node()

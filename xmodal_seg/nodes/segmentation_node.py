@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState
 
 from xmodal_seg.adaptation.adapter import OnlineAdapter
 from xmodal_seg.calibration_file import load_calibration_file
-from xmodal_seg.devices import is_lost, unused_gpu
+from xmodal_seg.devices import GpuWatch, can_compute, is_lost, unused_gpu
 from xmodal_seg.inference import Segmenter
 from xmodal_seg.lighting_health import seeing_cameras
 from xmodal_seg.nodes.adaptation_link import AdaptationLink
@@ -55,6 +56,7 @@ class _Configured:
     assemble: FrameAssembler
     outputs: Outputs
     worker: Worker[Pair]
+    gpu: GpuWatch  # of the worker
     adaptation: AdaptationLink
 
 
@@ -73,7 +75,12 @@ class SegmentationNode(LifecycleNode):
         self._lighting: LightingInput | None = None  # while active, if asked for
         self._gpu_lost: str | None = None  # the error that ended all work on the GPU
         self._health = Health(now_s=time.monotonic())
-        self._adaptation_services = AdaptationServices(node=self, adapter=self._adapter, enable=self._enable_adaptation)
+        self._adaptation_services = AdaptationServices(
+            node=self,
+            adapter=self._adapter,
+            mode=lambda: self.settings.adaptation.mode,
+            enable=self._enable_adaptation,
+        )
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # The steady clock: diagnostics must go on when simulated time stands still.
         self._diagnostics_timer = self.create_timer(
@@ -107,6 +114,7 @@ class SegmentationNode(LifecycleNode):
             assemble=assemble,
             outputs=Outputs(node=self, label_space=segmenter.label_space, cameras=settings.cameras),
             worker=worker,
+            gpu=GpuWatch(probe=partial(can_compute, segmenter.device)),
             adaptation=adaptation,
         )
         self.get_logger().info(f"model: {segmenter.description}")
@@ -129,7 +137,7 @@ class SegmentationNode(LifecycleNode):
                 node=self,
                 settings=self.settings,
                 on_pair=self._pair_ready,
-                on_sweep=lambda: self._health.input_arrived(time.monotonic()),
+                on_sweep=lambda is_old: self._health.input_arrived(time.monotonic(), has_old_stamp=is_old),
                 on_jump=self._time_jumped,
                 on_camera_jump=lambda camera: self._report(f"camera {camera!r}", _STAMPS_GO_BACK, level="WARN"),
             )
@@ -249,6 +257,7 @@ class SegmentationNode(LifecycleNode):
         labelled = configured.segmenter.predict(
             frame, min_probability=self.settings.min_probability, keep=adaptation.is_learning
         )
+        configured.gpu.succeeded()
         labelled_s = time.perf_counter()
         outputs = configured.outputs
         outputs.publish_served(pair.cloud.header, frame, labelled)
@@ -292,7 +301,7 @@ class SegmentationNode(LifecycleNode):
     def _frame_failed(self, error: Exception) -> None:
         """A frame that cannot be labelled is said and left; the next one is processed."""
         sentence = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-        if is_lost(error):
+        if self._require_configured().gpu.failed(error):
             self._gpu_lost = sentence
         self._health.count("failed_frames")
         self._report("sweep not labelled", sentence, level="ERROR")
@@ -356,7 +365,8 @@ class SegmentationNode(LifecycleNode):
         name = f"{self.get_name()}: segmentation"
         configured, inputs = self._configured, self._inputs
         if configured is None or inputs is None:
-            return diagnostic_status(name=name, level="OK", message="not active")
+            # A node that launch has started again waits here for a lifecycle manager, who may not know of it.
+            return diagnostic_status(name=name, level="WARN", message="not active")
         busy_since_s = configured.worker.busy_since
         busy_s = 0.0 if busy_since_s is None else time.monotonic() - busy_since_s
         if busy_s > self.settings.error_frame_time_ms / 1e3:

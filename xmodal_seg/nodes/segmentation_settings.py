@@ -169,6 +169,9 @@ class SegmentationNodeSettings(Settings):
                 raise ValueError(
                     f"{name}: expected one entry for each of the {len(self.cameras)} cameras, got {len(values)}"
                 )
+        for topic in self.image_topics:
+            if topic.endswith("/compressed") and self.image_transport == "raw":
+                raise ValueError(f"image_transport: expected compressed for the image topic {topic!r}, got raw")
         for name in ("frame_time_ms", "input_age_ms", "drop_share"):
             warn, error = getattr(self, f"warn_{name}"), getattr(self, f"error_{name}")
             if warn > error:
