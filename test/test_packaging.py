@@ -196,6 +196,11 @@ def test_a_wheel_holds_everything(tmp_path: Path) -> None:
     assert not [name for name in names if name.startswith(("test/", "training/"))]
 
 
+def test_shipped_weights_are_small() -> None:
+    weights = (ROOT / PACKAGE / "assets").rglob("*.safetensors")
+    assert 10e6 < sum(path.stat().st_size for path in weights) <= 16e6
+
+
 def _copy_of_sources(source: Path) -> Path:
     """A copy of the tree, so that the build writes nothing beside the sources."""
     source.mkdir()

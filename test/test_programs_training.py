@@ -18,6 +18,7 @@ from tiny_world import SHIFT, tiny_recipe, tiny_values, tiny_vfm, write_tiny_wor
 
 from xmodal_seg.checkpoint import load_checkpoint
 from xmodal_seg.labels import NUSCENES_6
+from xmodal_seg.training.programs import run_program
 from xmodal_seg.training.recipe import Recipe, compose
 from xmodal_seg.training.run import make_run_pseudo_labels
 from xmodal_seg.training.table_runs import FIRST_STAGE, Run
@@ -89,11 +90,38 @@ def first_stages(world: Path) -> dict[str, Path]:
 def test_every_method_trains_and_is_scored(world: Path, first_stages: dict[str, Path], method: str) -> None:
     more = ["--set", f"data.pseudo_labels={first_stages[method]}"] if method in FIRST_STAGE else []
     assert call_train(world, method, "--test", *more) == 0
+    assert load_checkpoint(world / "runs" / method / "last").metadata["step"] == 20
     results = yaml.safe_load((world / "runs" / method / "results.json").read_text(encoding="utf-8"))
     expected = {*recipe_of(world, method, *more[1:]).model.heads.main, "ensemble"}
     for protocol in ("best", "best_single", "last"):
         assert set(results["test"][protocol]) == expected
         assert all(0 <= score["miou"] <= 100 for score in results["test"][protocol].values())
+
+
+def test_a_run_says_where_it_goes_on_and_its_scores(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = world / "runs" / "twice"
+    more = ["--set", "optim.steps=4", "--set", "evaluation.every=2", "--set", "evaluation.checkpoint_every=2"]
+    arguments = ["--shift", SHIFT, "--recipes", str(world / "recipes"), "--out", str(out), *more]
+    assert train.main(arguments) == 0
+    assert "goes on" not in capsys.readouterr().out
+    events = sorted(out.glob("events.*"))
+    assert train.main([*arguments, "--test"]) == 0
+    printed = capsys.readouterr().out
+    assert "has made its 4 steps" in printed
+    assert "best_single" in printed
+    assert sorted(out.glob("events.*")) == events
+    (out / "last").rename(out / "taken_away")
+    assert evaluate.main([str(out)]) == 1
+    assert "the run has not finished" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_program_in_one_word(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> int:
+        raise KeyboardInterrupt
+
+    assert run_program(interrupted) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert run_program(lambda: 3) == 3
 
 
 def test_tuned_runs_tell_their_sizes_and_lora_becomes_a_plain_checkpoint(
@@ -211,7 +239,7 @@ def test_tables_ask_for_shifts_and_methods_that_there_are() -> None:
     ("arguments", "message"),
     [
         (["--shift", SHIFT, "--set", "optim.step=3"], "optim.step: unknown key (did you mean 'steps'?)"),
-        (["--shift", SHIFT, "--set", "data.root=/nowhere"], "no frame store here"),
+        (["--shift", SHIFT, "--set", "data.root=/nowhere"], f"data.root: expected a folder {SHIFT!r} with data"),
         (["--shift", SHIFT, "--set", "data.options.label_space=cityscapes"], "label_space: no label space"),
         (["--shift", SHIFT, "--set", "model.num_classes=7"], "model.num_classes: 7, but the classes"),
         (["--shift", "nowhere"], "no nowhere.yaml"),
@@ -271,6 +299,10 @@ def test_table_is_made_gone_on_with_and_printed(world: Path, capsys: pytest.Capt
     again = read_table(world)
     assert again[:-1] == list(kept.values())
     assert {**again[-1], "minutes": ""} == {**rows[4], "minutes": ""}  # made again, with the same result
+    capsys.readouterr()
+    assert make_table(world, "ours", "vanilla", flags=["--print"]) == 0
+    assert read_table(world) == again
+    assert "| vanilla | - | - | - | - | - | - | 0 |" in capsys.readouterr().out
 
 
 def test_what_a_gate_had_on_is_kept_beside_the_table(world: Path) -> None:

@@ -108,6 +108,8 @@ def test_hash_follows_the_result_only(tmp_path: Path) -> None:
     recipe = tiny_recipe(tmp_path)
     assert recipe.result_hash() == tiny_recipe(tmp_path / "elsewhere", seed=3, data={"num_workers": 2}).result_hash()
     assert recipe.result_hash() != tiny_recipe(tmp_path, losses={"guidance": 0.5}).result_hash()
+    rendered_by_more = {"options": {**recipe.data.options, "num_processes": 5}}
+    assert recipe.result_hash() == tiny_recipe(tmp_path, data=rendered_by_more).result_hash()
     default = recipe.optim.gamma
     assert recipe.result_hash() == tiny_recipe(tmp_path, optim={"gamma": default}).result_hash()
 

@@ -76,7 +76,10 @@ def test_killed_and_resumed_is_bit_equal_to_uninterrupted(world: Path, tmp_path:
         if one.is_file():
             assert one.read_text() == other.read_text()
         else:
-            assert load_checkpoint(one).metadata["best"] == load_checkpoint(other).metadata["best"]
+            best, best_resumed = load_checkpoint(one), load_checkpoint(other)
+            assert best.metadata["best"] == best_resumed.metadata["best"]
+            for bank in best.banks:
+                assert_same_tensors(best.bank(bank), best_resumed.bank(bank))
 
 
 def test_a_run_can_start_from_the_weights_of_another(world: Path, tmp_path: Path) -> None:
@@ -109,6 +112,13 @@ def test_damaged_or_foreign_state_is_refused(world: Path, tmp_path: Path) -> Non
     (tmp_path / STATE_FILE).write_bytes(b"damaged")
     with pytest.raises(ValueError, match=f"{STATE_FILE}: cannot be read"):
         make_trainer(recipe, tmp_path)
+
+
+def test_a_run_of_another_recipe_is_told_by_its_keys_before_data_are_opened(world: Path, tmp_path: Path) -> None:
+    train(tiny_recipe(world, optim={"steps": 2}), tmp_path, console=QUIET)
+    changed = tiny_recipe(world / "nowhere", optim={"steps": 3})
+    with pytest.raises(ValueError, match=r"another recipe \(.*optim\.steps is 2 there, 3 here\); choose another"):
+        train(changed, tmp_path, console=QUIET)
 
 
 def test_two_runs_of_a_seed_are_bit_equal_and_workers_do_not_matter(world: Path, tmp_path: Path) -> None:

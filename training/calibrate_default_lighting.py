@@ -20,6 +20,7 @@ from rich.progress import track
 
 from xmodal_seg.simulation.lit_views import LitViewSettings
 from xmodal_seg.training.lighting_defaults import DefaultsSettings, make_defaults, render_street
+from xmodal_seg.training.programs import run_program
 
 DEFAULT_OUT = Path(__file__).parents[1] / "xmodal_seg" / "assets" / "lighting.yaml"
 
@@ -50,4 +51,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

@@ -12,12 +12,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from xmodal_seg.training.official_formats import write_run_predictions
+from xmodal_seg.training.programs import results_table, run_program
 from xmodal_seg.training.run import evaluate_run
 
 
@@ -29,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console()
     try:
         for run in arguments.runs:
-            console.print(_table(evaluate_run(run), title=str(run)))
+            console.print(results_table(evaluate_run(run), title=str(run)))
             if arguments.official is not None:
                 num_files = write_run_predictions(run, arguments.official / run.name)
                 console.print(f"{arguments.official / run.name}: predictions of {num_files} frames")
@@ -39,16 +38,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _table(results: dict[str, Any], *, title: str) -> Table:
-    protocols = results["test"]
-    table = Table(title=f"{title}: mIoU in percent on {results['data']}")
-    table.add_column("checkpoint")
-    for head in protocols["last"]:
-        table.add_column(head, justify="right")
-    for protocol, heads in protocols.items():
-        table.add_row(protocol, *(f"{scores['miou']:.1f}" for scores in heads.values()))
-    return table
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from xmodal_seg.checkpoint import save_checkpoint
 from xmodal_seg.labels import LABEL_SPACES
+from xmodal_seg.training.programs import run_program
 from xmodal_seg.training.weight_import import build_model, import_xmuda
 
 
@@ -37,4 +38,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

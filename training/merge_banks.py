@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xmodal_seg.training.bank_merging import merge_runs
+from xmodal_seg.training.programs import run_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,4 +52,4 @@ def _named(value: str) -> tuple[str, Path]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

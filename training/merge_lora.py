@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from xmodal_seg.training.lora_merging import merge_lora
+from xmodal_seg.training.programs import run_program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,4 +31,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

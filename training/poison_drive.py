@@ -40,6 +40,7 @@ from xmodal_seg.lighting_model import load_coefficients
 from xmodal_seg.lighting_state import BankSettings
 from xmodal_seg.metrics import ConfusionMatrix
 from xmodal_seg.structures import Frame
+from xmodal_seg.training.programs import run_program
 
 NAN_WEIGHTS = "NaN weights"
 SHIPPED, NO_FAULT = "shipped", "no fault"
@@ -248,4 +249,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

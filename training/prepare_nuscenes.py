@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from xmodal_seg.training.data.nuscenes import DEFAULT_VERSION, NuScenesSource
 from xmodal_seg.training.data.prepare_program import main_of
+from xmodal_seg.training.programs import run_program
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,4 +25,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_program(main))

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from xmodal_seg.training.data.prepare_program import main_of
 from xmodal_seg.training.data.semantic_kitti import SemanticKittiSource
+from xmodal_seg.training.programs import run_program
 
 
 def make_source(args: argparse.Namespace) -> SemanticKittiSource:
@@ -29,4 +29,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(run_program(main))

@@ -18,6 +18,7 @@ from rich.console import Console
 from xmodal_seg.devices import resolve_device
 from xmodal_seg.training.pretext_recipe import load_pretext_recipe
 from xmodal_seg.training.pretext_run import PretextTrainer, export
+from xmodal_seg.training.programs import run_program
 
 RECIPE = Path(__file__).parent / "recipes" / "pretext" / "stand_in.yaml"
 
@@ -53,4 +54,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

@@ -28,6 +28,7 @@ from xmodal_seg.models.image_backbone import FrozenViT
 from xmodal_seg.structures import Batch
 from xmodal_seg.training.data.tasks import open_domains
 from xmodal_seg.training.probe import ProbeDomain, ProbeResult, ProbeSettings, domain_frames, probe, shift_frames
+from xmodal_seg.training.programs import run_program
 from xmodal_seg.training.recipe import compose
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -153,4 +154,4 @@ def _append(path: Path, header: Sequence[str], results: Sequence[ProbeResult], a
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

@@ -19,6 +19,8 @@ from typing import Any
 
 from report_drives import ADAPTING, miou, read_modes, row
 
+from xmodal_seg.training.programs import run_program
+
 HEAD = (
     "what adapts",
     "all",
@@ -90,4 +92,4 @@ def _minutes(metrics: dict[str, Any]) -> dict[int, float]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

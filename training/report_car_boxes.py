@@ -29,6 +29,7 @@ from xmodal_seg.labels import UNLABELED, LabelSpace
 from xmodal_seg.preprocess import prepare
 from xmodal_seg.structures import Frame
 from xmodal_seg.training.data.kitti_object import frame_names, read_object_frame
+from xmodal_seg.training.programs import run_program
 from xmodal_seg.visualize import camera_overlay, write_png
 
 VEHICLE_CLASSES = ("vehicle", "car", "truck")
@@ -130,4 +131,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from xmodal_seg.training.programs import run_program
+
 LEAST_STEPS, LEAST_PUBLICATIONS = 3000, 10  # of an `on` that counts
 BASELINES = ("select", "off")  # what adaptation starts from; the first that was scored
 ADAPTING = ("shadow", "on")
@@ -143,4 +145,4 @@ def row(*cells: object) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from xmodal_seg.lighting import CameraLighting, LightingEstimator
 from xmodal_seg.lighting_calibration import PICTURES, read_picture
 from xmodal_seg.lighting_model import load_coefficients
+from xmodal_seg.training.programs import run_program
 
 Image = NDArray[np.uint8]
 GAMMA = 2.2
@@ -152,4 +153,4 @@ def write(path: Path, rows: Sequence[tuple[str, str, CameraLighting]]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

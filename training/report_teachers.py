@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import get_args
 
 from xmodal_seg.structures import Head
+from xmodal_seg.training.programs import run_program
 from xmodal_seg.training.run import TargetPart, compare_run_heads
 from xmodal_seg.training.teachers import HeadComparison
 
@@ -53,4 +54,4 @@ def row_of(run: str, teacher: Head, comparison: HeadComparison) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from xmodal_seg.training.data.tasks import data_fingerprint, open_domains
 from xmodal_seg.training.paper_numbers import SHIFTS, others_markdown
+from xmodal_seg.training.programs import run_program
 from xmodal_seg.training.recipe import Recipe, compose
 from xmodal_seg.training.run import RESULTS_FILE
 from xmodal_seg.training.run_costs import read_costs
@@ -49,7 +50,7 @@ from xmodal_seg.training.table_classes import append_classes, classes_markdown, 
 from xmodal_seg.training.table_costs import FIELDS as COST_FIELDS
 from xmodal_seg.training.table_costs import append_costs, costs_markdown
 from xmodal_seg.training.table_costs import path_beside as costs_path
-from xmodal_seg.training.table_runs import FIRST_STAGE, Finished, Run, make_runs
+from xmodal_seg.training.table_runs import FIRST_STAGE, LOG_FILE, Finished, Run, make_runs
 
 PROGRAMS = Path(__file__).parent
 SIM_SHIFTS = ("sim_usa_singapore", "sim_day_night", "sim_vkitti_semkitti", "sim_a2d2_semkitti")
@@ -90,8 +91,13 @@ ABOUT_UNET = (
     "random weights, and like all rows it goes without xMUDA's colour jitter. "
 )
 ABOUT_SMALL = (
-    "The foundation model is a stand-in, pre-trained on simulated images. 1,200 steps are short: target only still "
-    "rises at the end. Spreads are over seeds of the training; the streets are the same."
+    "The foundation model is a stand-in, pre-trained on simulated images; 1,200 steps for every row. Spreads are over "
+    "seeds of the training; the streets are the same."
+)
+COLUMNS_EXPLAINED = (
+    "2D: the fused head, or the head of the image network of a model without one. VFM: the linear head on the "
+    "foundation model beside it. 2D3D: the mean of the probabilities of 2D and 3D. average: of 2D, 3D and 2D3D. "
+    "trained: thousands of numbers."
 )
 PROTOCOLS = {
     "best": "Each head's best checkpoint by target validation (the paper's protocol)",
@@ -104,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
         table = Table(arguments)
-        failures = table.make_missing()
+        failures = [] if arguments.print else table.make_missing()
         table.note_classes()
         table.print()
     except ValueError as error:
@@ -128,11 +134,19 @@ class Table:
         chains = self._missing_chains()
         for recipe in {run.key["shift"]: run.recipe for chain in chains for run in chain}.values():
             open_domains(recipe)  # a simulated world is rendered before the runs begin, by all processors
-        failures = []
+        failures: list[str] = []
+        if not chains:
+            return failures
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with Progress(TextColumn("runs"), *columns, console=Console(stderr=True)) as progress:
             task = progress.add_task("runs", total=sum(len(chain) for chain in chains))
-            for finished in make_runs(chains, jobs=self._arguments.jobs):
+
+            def tell(run: Run) -> None:
+                progress.console.print(
+                    f"{run.title}: begins, log in {run.folder}/{LOG_FILE}", highlight=False, soft_wrap=True
+                )
+
+            for finished in make_runs(chains, jobs=self._arguments.jobs, begins=tell):
                 if finished.error is not None:
                     failures.append(finished.error)
                 else:
@@ -155,10 +169,12 @@ class Table:
         found = (find_row(stored, run.key) for run in self._asked())
         rows = [row for row in found if row is not None]
         for protocol, title in PROTOCOLS.items():
-            print(f"\n{title}, mIoU in percent (in brackets: published):\n")
+            brackets = " (in brackets: published)" if set(arguments.shifts) & set(SHIFTS) else ""
+            print(f"\n{title}, mIoU in percent{brackets}:\n")
             print(markdown(rows, shifts=arguments.shifts, methods=arguments.methods, protocol=protocol))
         if arguments.over is not None:
             self._print_gains(rows)
+        print(f"\n{COLUMNS_EXPLAINED}")
         self._print_costs()
         if arguments.classes:
             self._print_classes()
@@ -291,18 +307,30 @@ def _chains_of(methods: Sequence[str]) -> list[list[str]]:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--benchmark", choices=sorted(BENCHMARKS), default="sim")
+    parser.add_argument("--benchmark", choices=sorted(BENCHMARKS), default="sim", help="default: %(default)s")
     parser.add_argument("--shifts", nargs="+", help="default: those of the benchmark")
     parser.add_argument("--methods", nargs="+", help="default: those of the benchmark")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--size", default="small")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; with more than one, each has one thread")
-    parser.add_argument("--out", type=Path, default=Path("runs/table"), help="folder of the runs")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
+    parser.add_argument("--size", default="small", help="a file of recipes/sizes (default: %(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs at a time; with more than one, each has one thread (default: 1)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/table"), help="folder of the runs (default: %(default)s)"
+    )
     parser.add_argument("--csv", type=Path, help="default: training/results/<benchmark>_<size>.csv")
+    parser.add_argument("--print", action="store_true", help="print the lines that there are, and run nothing")
     parser.add_argument("--classes", action="store_true", help="print the IoU by class too")
     parser.add_argument("--over", metavar="METHOD", help="print what the other methods have over this one too")
-    parser.add_argument("--recipes", type=Path, default=PROGRAMS / "recipes")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--recipes", type=Path, default=PROGRAMS / "recipes", help="default: those beside this")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a value of every recipe instead",
+    )
     arguments = parser.parse_args(argv)
     shifts, methods = BENCHMARKS[arguments.benchmark]
     arguments.shifts, arguments.methods = arguments.shifts or list(shifts), arguments.methods or list(methods)
@@ -312,4 +340,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train one recipe: python training/train.py --shift sim_dev --method ours --size small --out runs/ours
 
-Called again with the same output folder it goes on where it stopped. With several GPUs: torchrun --nproc-per-node N.
+Stopped (Ctrl-C, kill -9) and called again with the same output folder it goes on from its last checkpoint. With
+several GPUs: torchrun --nproc-per-node N.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from xmodal_seg.training.programs import results_table, run_program
 from xmodal_seg.training.recipe import Recipe, compose, load_recipe
 from xmodal_seg.training.run import evaluate_run, train
 from xmodal_seg.training.trainer import NonFiniteLossError
@@ -23,11 +25,22 @@ RECIPES = Path(__file__).parent / "recipes"
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shift", help="task, a file of recipes/shifts")
-    parser.add_argument("--method", default="ours", help="row of the tables, a file of recipes/methods")
-    parser.add_argument("--size", default="small", help="a file of recipes/sizes")
+    parser.add_argument(
+        "--method", default="ours", help="row of the tables, a file of recipes/methods (default: %(default)s)"
+    )
+    parser.add_argument("--size", default="small", help="a file of recipes/sizes (default: %(default)s)")
     parser.add_argument("--recipe", type=Path, help="a complete recipe instead, such as another run's recipe.yaml")
-    parser.add_argument("--recipes", type=Path, default=RECIPES, help="folder of the recipes")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument(
+        "--recipes", type=Path, default=RECIPES, help="folder of the recipes (default: those beside this)"
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a value of the recipe instead",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--test", action="store_true", help="score the finished run, as evaluate.py does")
     arguments = parser.parse_args(argv)
@@ -35,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         trainer = train(_recipe(arguments), arguments.out, console=console)
         if arguments.test and trainer.fabric.global_rank == 0:
-            evaluate_run(arguments.out)
+            console.print(results_table(evaluate_run(arguments.out), title=str(arguments.out)))
     except (ValueError, NonFiniteLossError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -58,4 +71,4 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_program(main))

@@ -74,6 +74,27 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     path.write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
+def check_same_result(former: Recipe, present: Recipe, *, where: Path) -> None:
+    """Raises ValueError, naming what differs, where the present recipe gives another result than that of a run."""
+    if (former.result_hash(), former.seed) == (present.result_hash(), present.seed):
+        return
+    one, other = _flat(former.model_dump(mode="json")), _flat(present.model_dump(mode="json"))
+    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    differences = [f"{key} is {one.get(key)} there, {other.get(key)} here" for key in keys]
+    raise ValueError(
+        f"{where}: belongs to a run of another recipe ({'; '.join(differences[:3]) or 'other weights'}); choose "
+        "another output folder, or remove this one"
+    )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def named_file(folder: Path, name: str) -> Path:
     """`folder/name.yaml`; ValueError with the nearest name if there is none."""
     path = folder / f"{name}.yaml"

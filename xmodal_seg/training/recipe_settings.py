@@ -174,6 +174,7 @@ class Recipe(Settings):
             values.pop(key, None)
         for key in ("root", "pseudo_labels", "num_workers"):
             values["data"].pop(key, None)
+        values["data"].get("options", {}).pop("num_processes", None)  # which render the same world
         for key in ("log_every", "checkpoint_every"):
             values.get("evaluation", {}).pop(key, None)
         weights = Path(self.model.image_backbone.weights)

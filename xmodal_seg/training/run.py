@@ -27,7 +27,8 @@ from xmodal_seg.training.evaluation import ENSEMBLE, Scores, evaluate_selections
 from xmodal_seg.training.feature_cache import FeatureCache, open_feature_cache
 from xmodal_seg.training.locks import alone
 from xmodal_seg.training.pseudo_labels import PseudoLabelStore, make_pseudo_labels
-from xmodal_seg.training.recipe import Recipe, load_recipe
+from xmodal_seg.training.recipe import Recipe, check_same_result, load_recipe
+from xmodal_seg.training.run_state import STATE_FILE
 from xmodal_seg.training.run_streams import Sources
 from xmodal_seg.training.streams import DomainBatch, EvaluationBatches, InputSettings, loader
 from xmodal_seg.training.teachers import HeadComparison, compare_with_student
@@ -115,7 +116,12 @@ def make_trainer(setup: Setup, out: Path, *, console: Console | None = None) -> 
 
 
 def train(recipe: Recipe, out: Path, *, console: Console | None = None) -> Trainer:
-    """Train a recipe in the folder `out`, or go on with what is there; ValueError while another process does so."""
+    """Train a recipe in the folder `out`, or go on with what is there; ValueError while another process does so.
+
+    Also where the folder has a run of another recipe, which is said before any data are opened.
+    """
+    if (out / STATE_FILE).is_file() and (out / RECIPE_FILE).is_file():
+        check_same_result(load_recipe(out / RECIPE_FILE), recipe, where=out)
     setup = set_up(recipe)
     with alone(out) if setup.fabric.global_rank == 0 else nullcontext():
         trainer = make_trainer(setup, out, console=console)
@@ -129,7 +135,7 @@ def evaluate_run(run: Path, *, console: Console | None = None) -> dict[str, Any]
     Three protocols: `best`, the paper's, reads each head from the checkpoint with its own best validation score and
     averages those of the ensemble; `best_single` is the one checkpoint with the best ensemble; `last` the last one.
     """
-    setup = set_up(load_recipe(_file(run, RECIPE_FILE)), single=True)
+    setup = _set_up_finished(run)
     batches = setup.batches(setup.domains.target_test)
     best = load_checkpoint(run / BEST, device=setup.fabric.device)
     models = _models_by_bank(best, image_backbone=setup.frozen_backbone)
@@ -160,7 +166,7 @@ def evaluate_run(run: Path, *, console: Console | None = None) -> dict[str, Any]
 
 def make_run_pseudo_labels(run: Path, folder: Path, *, console: Console | None = None) -> dict[str, float]:
     """Pseudo-labels of the target's training part by the last checkpoint of a run; percent of points kept, by head."""
-    setup = set_up(load_recipe(_file(run, RECIPE_FILE)), single=True)
+    setup = _set_up_finished(run)
     dataset = setup.domains.target_train
     batches = setup.batches(dataset)
     return make_pseudo_labels(
@@ -179,7 +185,7 @@ def compare_run_heads(
     run: Path, *, part: TargetPart = "val", console: Console | None = None
 ) -> dict[Head, HeadComparison]:
     """By teacher: the other main heads of a run's last checkpoint against its fused one, on labelled target frames."""
-    setup = set_up(load_recipe(_file(run, RECIPE_FILE)), single=True)
+    setup = _set_up_finished(run)
     datasets = {"train": setup.domains.target_train, "val": setup.domains.target_val, "test": setup.domains.target_test}
     batches = setup.batches(datasets[part])
     try:
@@ -264,7 +270,10 @@ def _models_by_bank(checkpoint: Checkpoint, *, image_backbone: ImageBackbone | N
     return models
 
 
-def _file(run: Path, name: str) -> Path:
-    if not (run / name).is_file():
-        raise ValueError(f"{run}: no run here ({name} is missing)")
-    return run / name
+def _set_up_finished(run: Path) -> Setup:
+    """For one process; ValueError where there is no run, or one that is not finished."""
+    if not (run / RECIPE_FILE).is_file():
+        raise ValueError(f"{run}: no run here ({RECIPE_FILE} is missing)")
+    if not (run / LAST).is_dir():
+        raise ValueError(f"{run}: the run has not finished ({LAST} is missing); call train.py with this folder again")
+    return set_up(load_recipe(run / RECIPE_FILE), single=True)

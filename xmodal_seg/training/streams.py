@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import cv2
@@ -18,6 +20,7 @@ from xmodal_seg.labels import IGNORE_INDEX
 from xmodal_seg.models.segmenter import SegmentationModel
 from xmodal_seg.preprocess import prepare
 from xmodal_seg.structures import Batch, Frame, Head
+from xmodal_seg.training.child_processes import end_with
 from xmodal_seg.training.data.dataset import FrameDataset
 from xmodal_seg.training.packing import pack, unpack
 from xmodal_seg.training.sampler import Domain, batch_indices, frame_rng
@@ -227,7 +230,7 @@ def loader(dataset: Dataset, *, num_workers: int, device: torch.device) -> Itera
         batch_size=None,
         num_workers=num_workers,
         collate_fn=pack,
-        worker_init_fn=_single_threaded,
+        worker_init_fn=partial(_begin_reader, os.getpid()),
         prefetch_factor=2,
         pin_memory=device.type == "cuda",
     )
@@ -239,7 +242,8 @@ def _in_order(dataset: Any) -> Iterator[Any]:
         yield dataset[item]
 
 
-def _single_threaded(worker: int) -> None:
+def _begin_reader(parent: int, worker: int) -> None:
+    end_with(parent)
     cv2.setNumThreads(0)
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-import threading
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, Thr
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import cycle, islice
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -22,6 +22,7 @@ from rich.console import Console
 
 from xmodal_seg.checkpoint import versions
 from xmodal_seg.devices import device_name
+from xmodal_seg.training.child_processes import end_with
 from xmodal_seg.training.locks import alone
 from xmodal_seg.training.recipe import Recipe
 from xmodal_seg.training.run import evaluate_run, make_run_pseudo_labels, train
@@ -39,7 +40,7 @@ FIRST_STAGE = {
 }
 CODE_FILE = "code.txt"  # a line for each version of the code that the run has seen
 MACHINE_FILE = "made_with.txt"  # the same for libraries and devices
-_PARENT_PERIOD_S = 1.0
+LOG_FILE = "log.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,23 +69,35 @@ class Finished:
     error: str | None = None
 
 
-def make_runs(chains: Sequence[Sequence[Run]], *, jobs: int) -> Iterator[Finished]:
+def make_runs(
+    chains: Sequence[Sequence[Run]], *, jobs: int, begins: Callable[[Run], None] = lambda _: None
+) -> Iterator[Finished]:
     """Train and score runs, `jobs` at a time, each as soon as the one before it in its chain is done.
 
     The runs behind one that fails are left out. With one job everything happens in this process; with more, each run
     has a process of its own and a single thread: two such processes do nearly twice the work of one process with two
-    threads. Of several GPUs each process sees one.
+    threads. Of several GPUs each process sees one. `begins` is told of each run that begins.
     """
     if jobs == 1:
         for chain in chains:
-            yield from _until_failure(chain)
+            yield from _until_failure(chain, begins=begins)
         return
     os.environ["OMP_NUM_THREADS"] = "1"  # read by the processes to come
     gpus: SimpleQueue[str] = SimpleQueue()
     for gpu in islice(cycle(_gpus()), jobs):
         gpus.put(gpu)
+
+    def submit(run: Run) -> Future[Finished]:
+        begins(run)
+        return threads.submit(_in_own_process, run, gpus)
+
     with ThreadPoolExecutor(jobs) as threads:
-        yield from _in_pool(lambda run: threads.submit(_in_own_process, run, gpus), chains, jobs=jobs)
+        try:
+            yield from _in_pool(submit, chains, jobs=jobs)
+        except BaseException:  # such as Ctrl-C: do not wait for what is in work
+            for process in active_children():
+                process.terminate()
+            raise
 
 
 def make_run(run: Run) -> Finished:
@@ -103,7 +116,7 @@ def make_run(run: Run) -> Finished:
 
 
 def _results(run: Run) -> dict[str, Any]:
-    with (run.folder / "log.txt").open("a", encoding="utf-8") as log:
+    with (run.folder / LOG_FILE).open("a", encoding="utf-8", buffering=1) as log:
         console = Console(file=log)
         if run.first_stage is not None:
             assert run.recipe.data.pseudo_labels is not None
@@ -137,7 +150,7 @@ def _in_own_process(run: Run, gpus: SimpleQueue[str], *, make: Callable[[Run], F
         with ProcessPoolExecutor(1, get_context("spawn"), initializer=_begin_worker, initargs=arguments) as pool:
             return pool.submit(make, run).result()
     except BrokenProcessPool:
-        return Finished(run=run, error=f"{run.title}: its process was killed; {run.folder}/log.txt is what it said")
+        return Finished(run=run, error=f"{run.title}: its process was killed; {run.folder}/{LOG_FILE} is what it said")
     finally:
         gpus.put(gpu)
 
@@ -161,8 +174,9 @@ def _in_pool(
             yield finished
 
 
-def _until_failure(chain: Sequence[Run]) -> Iterator[Finished]:
+def _until_failure(chain: Sequence[Run], *, begins: Callable[[Run], None]) -> Iterator[Finished]:
     for run in chain:
+        begins(run)
         finished = make_run(run)
         yield finished
         if finished.error is not None:
@@ -171,8 +185,9 @@ def _until_failure(chain: Sequence[Run]) -> Iterator[Finished]:
 
 def _begin_worker(parent: int, gpu: str) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA begins in this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this one
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)  # or a new call of the program would find the folders held
 
 
 def _gpus() -> list[str]:
@@ -183,8 +198,3 @@ def _gpus() -> list[str]:
     return [str(index) for index in range(torch.cuda.device_count())] or [""]
 
 
-def _end_with(parent: int) -> None:
-    """Do not outlive a killed parent: a new call of the program would find the folders held."""
-    while os.getppid() == parent:
-        time.sleep(_PARENT_PERIOD_S)
-    os._exit(1)

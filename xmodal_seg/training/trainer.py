@@ -106,12 +106,15 @@ class Trainer:
     def fit(self) -> None:
         """Train to the recipe's number of steps; NonFiniteLossError before a step that would spoil the weights."""
         total = self.recipe.optim.steps
+        if self.step:
+            self._say(f"goes on at step {self.step} of {total}" if self.step < total else f"has made its {total} steps")
+        if self.step == total:
+            return
         steps = self.steps(start=self.step)
         items = iter(self._read(steps))
         costs = RunCosts(self.fabric.device)
         self.model.train()
-        if self._is_first:
-            self._console.print(sizes_line(self.model, self.optimizer), highlight=False)
+        self._say(sizes_line(self.model, self.optimizer))
         with RunLog(self.out, console=self._console, step=self.step, total=total, active=self._is_first) as log:
             while self.step < total:
                 start_s = time.perf_counter()
@@ -195,6 +198,10 @@ class Trainer:
                 f"{self.out / STATE_FILE}: the processes are at steps {steps}; to go on, all machines need the folder "
                 "of the run (shared, or copied from the first)"
             )
+
+    def _say(self, line: str) -> None:
+        if self._is_first:
+            self._console.print(line, highlight=False)
 
     @property
     def _is_first(self) -> bool:

@@ -91,7 +91,7 @@ def open_stores(folder: Path, label_space: LabelSpace) -> Domains:
 def _frame_stores(data: DataSettings) -> Domains:
     options = parse_settings(StoreOptions, data.options, where="data.options")
     label_space = label_space_named(options.label_space, key="data.options.label_space")
-    return open_stores(data.root / data.shift, label_space)
+    return open_stores(_below_root(data, data.shift), label_space)
 
 
 def _simulated(data: DataSettings) -> Domains:
@@ -111,7 +111,7 @@ def _prepared(data: DataSettings) -> Domains:
         if split is None:
             raise ValueError(f"data.options.{domain}.{name}: missing")
         opened = open_dataset(
-            data.root / splits.folder,
+            _below_root(data, splits.folder),
             split=split,
             label_space=options.label_space,
             cameras=splits.cameras,
@@ -125,6 +125,14 @@ def _prepared(data: DataSettings) -> Domains:
     }
     contents = [Header.read(data.root / splits.folder).content for splits in (options.source, options.target)]
     return Domains(**parts, fingerprint=_hash(*contents, repr(options)))
+
+
+def _below_root(data: DataSettings, name: Path | str) -> Path:
+    """A folder of data; ValueError naming the recipe's key where it is missing."""
+    folder = data.root / name
+    if not folder.is_dir():
+        raise ValueError(f"data.root: expected a folder {str(name)!r} with data in {data.root}, found none")
+    return folder
 
 
 def _hash(*texts: str) -> str:
