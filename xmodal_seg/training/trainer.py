@@ -106,6 +106,7 @@ class Trainer:
     def fit(self) -> None:
         """Train to the recipe's number of steps; NonFiniteLossError before a step that would spoil the weights."""
         total = self.recipe.optim.steps
+        self._say(sizes_line(self.model, self.optimizer))
         if self.step:
             self._say(f"goes on at step {self.step} of {total}" if self.step < total else f"has made its {total} steps")
         if self.step == total:
@@ -114,7 +115,6 @@ class Trainer:
         items = iter(self._read(steps))
         costs = RunCosts(self.fabric.device)
         self.model.train()
-        self._say(sizes_line(self.model, self.optimizer))
         with RunLog(self.out, console=self._console, step=self.step, total=total, active=self._is_first) as log:
             while self.step < total:
                 start_s = time.perf_counter()
