@@ -7,6 +7,7 @@ import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,18 @@ def full_disk(*, room_bytes: int = 200) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one camera says of the light."""
+
+    darkness: float
+    confidence: float = 0.9
+
+    @property
+    def guidance(self) -> float:
+        return 1 - self.darkness
 
 
 def make_calibration(*, height: int = HEIGHT, width: int = WIDTH, yaw_rad: float = 0.0) -> Calibration:

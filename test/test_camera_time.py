@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import pytest
+from helpers import Seen
 
 from xmodal_seg.lighting_state import BankSelector, BankSettings
 from xmodal_seg.nodes.camera_time import CameraTime
@@ -14,16 +14,6 @@ from xmodal_seg.nodes.camera_time import CameraTime
 S = 10**9
 START_NS = 1_700_000_000 * S
 HOLD_S = 20
-
-
-@dataclass(frozen=True)
-class Seen:
-    darkness: float
-    confidence: float = 0.9
-
-    @property
-    def guidance(self) -> float:
-        return 1 - self.darkness
 
 
 class Robot:

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import pytest
+from helpers import Seen
 
 from xmodal_seg.lighting_state import (
     BankSelector,
@@ -18,16 +18,6 @@ from xmodal_seg.lighting_state import (
 )
 
 S = 10**9
-
-
-@dataclass(frozen=True)
-class Seen:
-    darkness: float
-    confidence: float = 0.9
-
-    @property
-    def guidance(self) -> float:
-        return 1 - self.darkness
 
 
 def test_the_first_value_decides_at_once() -> None:

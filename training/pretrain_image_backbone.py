@@ -18,7 +18,7 @@ from rich.console import Console
 from xmodal_seg.devices import resolve_device
 from xmodal_seg.training.pretext_recipe import load_pretext_recipe
 from xmodal_seg.training.pretext_run import PretextTrainer, export
-from xmodal_seg.training.programs import run_program
+from xmodal_seg.training.programs import add_overrides, run_program
 
 RECIPE = Path(__file__).parent / "recipes" / "pretext" / "stand_in.yaml"
 
@@ -26,7 +26,7 @@ RECIPE = Path(__file__).parent / "recipes" / "pretext" / "stand_in.yaml"
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="default: recipes/pretext/stand_in.yaml")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    add_overrides(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--minutes", type=float, help="stop after this time at the latest, with the rate run down")
     parser.add_argument("--workers", type=int, default=1, help="processes that render ahead; 0: none besides this one")

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from xmodal_seg.training.data.tasks import data_fingerprint, open_domains
 from xmodal_seg.training.paper_numbers import SHIFTS, others_markdown
-from xmodal_seg.training.programs import run_program
+from xmodal_seg.training.programs import add_overrides, run_program
 from xmodal_seg.training.recipe import Recipe, compose
 from xmodal_seg.training.run import RESULTS_FILE
 from xmodal_seg.training.run_costs import read_costs
@@ -91,8 +91,8 @@ ABOUT_UNET = (
     "random weights, and like all rows it goes without xMUDA's colour jitter. "
 )
 ABOUT_SMALL = (
-    "The foundation model is a stand-in, pre-trained on simulated images; 1,200 steps for every row. Spreads are over "
-    "seeds of the training; the streets are the same."
+    "The foundation model is a stand-in, pre-trained on simulated images. Spreads are over seeds of the training; the "
+    "streets are the same."
 )
 COLUMNS_EXPLAINED = (
     "2D: the fused head, or the head of the image network of a model without one. VFM: the linear head on the "
@@ -323,14 +323,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--classes", action="store_true", help="print the IoU by class too")
     parser.add_argument("--over", metavar="METHOD", help="print what the other methods have over this one too")
     parser.add_argument("--recipes", type=Path, default=PROGRAMS / "recipes", help="default: those beside this")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a value of every recipe instead",
-    )
+    add_overrides(parser)
     arguments = parser.parse_args(argv)
     shifts, methods = BENCHMARKS[arguments.benchmark]
     arguments.shifts, arguments.methods = arguments.shifts or list(shifts), arguments.methods or list(methods)

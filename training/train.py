@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from xmodal_seg.training.programs import results_table, run_program
+from xmodal_seg.training.programs import add_overrides, results_table, run_program
 from xmodal_seg.training.recipe import Recipe, compose, load_recipe
 from xmodal_seg.training.run import evaluate_run, train
 from xmodal_seg.training.trainer import NonFiniteLossError
@@ -33,14 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--recipes", type=Path, default=RECIPES, help="folder of the recipes (default: those beside this)"
     )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="a value of the recipe instead",
-    )
+    add_overrides(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--test", action="store_true", help="score the finished run, as evaluate.py does")
     arguments = parser.parse_args(argv)

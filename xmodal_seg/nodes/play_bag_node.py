@@ -8,7 +8,6 @@ labeller misses nothing.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 import time
@@ -30,7 +29,7 @@ from xmodal_seg.nodes.bag_publishers import BagPublishers
 from xmodal_seg.nodes.own_topics import own_topics
 from xmodal_seg.nodes.parameters import declare_all
 from xmodal_seg.nodes.playback import NOBODY_LISTENED, Pace, Timeline, header_stamp_ns
-from xmodal_seg.nodes.runner import run_node
+from xmodal_seg.nodes.runner import leave, run_node
 
 _POLL_S = 0.05
 _ACK_TIMEOUT_S = 5.0
@@ -262,9 +261,7 @@ def _close(node: PlayBagNode) -> None:
     """Close it; one that failed leaves at once: a middleware that locks up at the end would cost its exit code."""
     node.close()
     if node.exit_code:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(node.exit_code)
+        leave(node.exit_code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

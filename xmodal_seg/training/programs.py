@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,12 @@ def run_program(main: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         return _INTERRUPTED
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """The option `--set`, any number of times, as `overrides`."""
+    told = "a value of the recipe instead, such as optim.steps=100"
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help=told)
 
 
 def results_table(results: dict[str, Any], *, title: str) -> Table:

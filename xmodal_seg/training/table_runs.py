@@ -196,5 +196,3 @@ def _gpus() -> list[str]:
     if visible is not None:
         return [gpu.strip() for gpu in visible.split(",")]
     return [str(index) for index in range(torch.cuda.device_count())] or [""]
-
-
