@@ -141,12 +141,15 @@ def test_thermal_pictures_show_the_same_streets_and_leave_other_worlds_their_nam
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"places": ["atlantis"]}, "place: expected one of .* got 'atlantis'"),
-        ({"rig": "hubble"}, "rig: expected one of"),
-        ({"lights": ["disco"]}, "light: expected one of"),
+        ({"places": ["dev_b", "atlantis"]}, "data.options.target: place: expected one of .* got 'atlantis'"),
+        ({"rig": "hubble"}, "data.options.target: rig: expected one of"),
+        ({"lights": ["noon", "disco"]}, "data.options.target: light: expected one of"),
+        ({"weathers": ["clear", "frogs"]}, "data.options.target: weather: expected one of"),
+        ({"label_space": "mine_3"}, "data.options: label space: expected one of"),
         ({"place": "dev_b"}, "data.options: target.place"),
     ],
 )
-def test_bad_options_of_the_simulation_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_bad_options_of_the_simulation_are_named_before_anything_is_rendered(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_domains(simulated(tmp_path, **changes))
+    assert not list(tmp_path.iterdir())

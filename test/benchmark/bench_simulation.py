@@ -3,7 +3,8 @@
 
     python test/benchmark/bench_simulation.py
 
-One process, images with shadows; processor time is given beside wall time, because the latter suffers from neighbours.
+Images with shadows. `frames_per_s`: one process after its first frame, with processor time beside wall time, because
+the latter suffers from neighbours. `two_processes_frames_per_s`: 60 frames by two processes, their start counted.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import time
 from typing import Any
 
 from xmodal_seg.simulation import Drive, DriveSettings, Rig, place_named, rig_named, schedule_named, weather_named
+from xmodal_seg.simulation.parallel import rendered
 
 NUM_FRAMES = 20
+NUM_FRAMES_TWO_PROCESSES = 60
 FPS = 2.0
 CASES: tuple[tuple[str, str, str, str, Rig], ...] = (
     ("nuscenes 400x225, 32 x 1000", "usa", "noon", "clear", rig_named("nuscenes").scaled(image=0.25, columns=1000)),
@@ -52,7 +55,16 @@ def run(num_frames: int = NUM_FRAMES) -> list[dict[str, Any]]:
             light=schedule_named(light, num_frames / FPS),
             weather=weather_named(weather),
         )
-        rows.append({"case": name, "place": place, "light": light, "weather": weather, **_measured(settings)})
+        rows.append(
+            {
+                "case": name,
+                "place": place,
+                "light": light,
+                "weather": weather,
+                **_measured(settings),
+                **_two_processes(settings),
+            }
+        )
     return rows
 
 
@@ -72,11 +84,19 @@ def _measured(settings: DriveSettings) -> dict[str, Any]:
     }
 
 
+def _two_processes(settings: DriveSettings) -> dict[str, float]:
+    longer = settings.model_copy(update={"num_frames": NUM_FRAMES_TWO_PROCESSES})
+    start = time.perf_counter()
+    number = sum(1 for _ in rendered(longer, jobs=2))
+    return {"two_processes_frames_per_s": round(number / (time.perf_counter() - start), 2)}
+
+
 def main() -> None:
     for row in run():
         print(
             f"{row['case']:32s} {row['place']:10s} {row['light']:6s} {row['weather']:6s} "
-            f"{row['frames_per_s']:6.2f} frames/s, {row['frames_per_processor_s']:6.2f} per processor second; "
+            f"{row['frames_per_s']:6.2f} frames/s, {row['frames_per_processor_s']:6.2f} per processor second, "
+            f"{row['two_processes_frames_per_s']:6.2f} frames/s by two processes; "
             f"first {row['first_frame_s']:.2f} s; {row['points']:,} points"
         )
 

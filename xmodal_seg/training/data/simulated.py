@@ -105,9 +105,10 @@ def world_fingerprint(data: DataSettings) -> str:
 def open_world(data: DataSettings) -> Domains:
     """The domains of a recipe, rendered below data.root/worlds where they are missing.
 
-    Raises ValueError for a name that the simulation does not know.
+    Raises ValueError for a name that the simulation does not know, before anything is rendered.
     """
     options = parse_settings(SimulatedOptions, data.options, where="data.options")
+    _check_names(options)
     label_space = label_space_named(options.label_space)
     table = np.full(256, IGNORE_INDEX, dtype=np.int64)
     of_raw = train_ids(label_space)
@@ -119,11 +120,29 @@ def open_world(data: DataSettings) -> Domains:
     return Domains(**stores, fingerprint=world_fingerprint(data))
 
 
+def _check_names(options: SimulatedOptions) -> None:
+    """Of both domains all names, since a drive draws one of each and the target is rendered last."""
+    where = "data.options"
+    try:
+        label_space_named(options.label_space)
+        for side in ("source", "target"):
+            where = f"data.options.{side}"
+            domain: DomainSettings = getattr(options, side)
+            _rig(domain)
+            for place in domain.places:
+                place_named(place)
+            for light in domain.lights:
+                schedule_named(light, 0.0)
+            for weather in domain.weathers:
+                weather_named(weather)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
 def _rendered(root: Path, part: str, options: SimulatedOptions) -> Path:
     """The folder of a part's store, rendered first if it is not there."""
     domain, num_frames = _domain(part, options), getattr(options.frames, part)
     folder = root / _part_name(part, options)
-    _drive_settings(domain, options, seed=0)  # complain about names before a process pool does
     with locked(folder):
         if not (folder / "store.json").is_file():
             write_frame_store(
