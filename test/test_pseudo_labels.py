@@ -152,3 +152,9 @@ def test_what_does_not_fit_is_refused(folder: Path, domains: Domains, root: Path
     )
     with pytest.raises(ValueError, match="a frame has 50 points but 140 pseudo-labels"):
         stream.batch(0)
+
+
+def test_missing_labels_are_told_before_data_are_opened(tmp_path: Path) -> None:
+    taught = tiny_recipe(tmp_path / "no_world", losses={"lambda_pl": 1.0}, data={"pseudo_labels": tmp_path / "none"})
+    with pytest.raises(ValueError, match=r"data.pseudo_labels: .*none holds none"):
+        set_up(taught)

@@ -50,7 +50,7 @@ class PseudoLabelStore:
     def __init__(
         self, folder: Path, *, heads: Iterable[Head], teacher: Teacher, fingerprint: str, num_frames: int
     ) -> None:
-        index = _read_index(folder)
+        index = read_index(folder)
         self.content_hash = hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()[:16]
         if (index["data"], index["num_frames"]) != (fingerprint, num_frames):
             raise ValueError(
@@ -241,7 +241,8 @@ def _kept_percent(
     return 100 * kept / labels.size
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+def read_index(folder: Path) -> dict[str, Any]:
+    """What a folder of pseudo-labels says of itself; ValueError if it holds none."""
     path = folder / INDEX_FILE
     if not path.is_file():
         raise ValueError(f"data.pseudo_labels: {folder} holds none ({INDEX_FILE} is missing)")

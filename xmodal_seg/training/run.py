@@ -26,7 +26,7 @@ from xmodal_seg.training.data.tasks import open_domains
 from xmodal_seg.training.evaluation import ENSEMBLE, Scores, evaluate_selections, whole
 from xmodal_seg.training.feature_cache import FeatureCache, open_feature_cache
 from xmodal_seg.training.locks import alone
-from xmodal_seg.training.pseudo_labels import PseudoLabelStore, make_pseudo_labels
+from xmodal_seg.training.pseudo_labels import PseudoLabelStore, make_pseudo_labels, read_index
 from xmodal_seg.training.recipe import Recipe, check_same_result, load_recipe
 from xmodal_seg.training.run_state import STATE_FILE
 from xmodal_seg.training.run_streams import Sources
@@ -94,8 +94,11 @@ def set_up(recipe: Recipe, *, single: bool = False) -> Setup:
     """
     if recipe.accelerator == "gpu" and not torch.cuda.is_available():
         raise ValueError("accelerator: 'gpu' asked for, but torch sees none")
+    # What is wrong with these is said before a world is made.
     if recipe.start_from is not None:
-        load_checkpoint(recipe.start_from)  # what is wrong with it is said before a world is made
+        load_checkpoint(recipe.start_from)
+    if recipe.losses.lambda_pl > 0 and recipe.data.pseudo_labels is not None:
+        read_index(recipe.data.pseudo_labels)
     domains = open_domains(recipe)
     fabric = build_fabric(recipe, single=single)
     model = build_model(recipe).to(fabric.device)
