@@ -24,11 +24,24 @@ def composed(shift: str, method: str, size: str, *overrides: str) -> Recipe:
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
-@pytest.mark.parametrize("size", ["small", "full"])
+@pytest.mark.parametrize("size", ["small", "coarse", "full"])
 def test_every_shipped_combination_is_valid(shift: str, size: str) -> None:
     for method in METHODS:
         if size in yaml.safe_load((RECIPES / "shifts" / f"{shift}.yaml").read_text(encoding="utf-8")):
             assert composed(shift, method, size).name == method
+
+
+def test_coarse_is_small_but_for_the_size_of_images() -> None:
+    for shift in SHIFTS:
+        if "coarse" not in yaml.safe_load((RECIPES / "shifts" / f"{shift}.yaml").read_text(encoding="utf-8")):
+            continue
+        small, coarse = (composed(shift, "ours_gate", size).model_dump(mode="json") for size in ("small", "coarse"))
+        for values in (small, coarse):
+            sizes = [values["model"]["preprocess"].pop("image_size"), values["data"].pop("image_size_source")]
+            values["pixels"] = [height * width for height, width in (size for size in sizes if size is not None)]
+        for few, many in zip(coarse.pop("pixels"), small.pop("pixels"), strict=True):
+            assert 0.24 < few / many < 0.27
+        assert coarse == small
 
 
 def test_every_row_that_the_tables_need_is_there() -> None:
@@ -55,14 +68,14 @@ def test_methods_differ_in_networks_and_losses_only() -> None:
         assert rest(composed("sim_dev", method, "small")) == expected
 
 
-@pytest.mark.parametrize("size", ["small", "full"])
+@pytest.mark.parametrize("size", ["small", "coarse", "full"])
 def test_settings_of_the_gate_are_in_no_other_recipe(size: str) -> None:
     for method in ("ours_lora", "ours_all_modules", "target_only_all_modules"):
         tuning = composed("sim_day_night", method, size).model.image_backbone.tuning
         assert {"top_k", "warmup", "every", "max_swaps"}.isdisjoint(tuning.model_dump(exclude_defaults=True))
 
 
-@pytest.mark.parametrize("size", ["small", "full"])
+@pytest.mark.parametrize("size", ["small", "coarse", "full"])
 def test_tuned_methods_are_ours_but_for_tuning_and_cache(size: str) -> None:
     ours = composed("sim_day_night", "ours", size).model_dump(mode="json")
     for method, kind in (("ours_lora", "lora"), ("ours_all_modules", "all"), ("ours_gate", "gate")):
@@ -219,7 +232,7 @@ def test_unknown_part_of_a_file(tmp_path: Path) -> None:
         compose(tmp_path, shift="a", method="a", size="small")
     (tmp_path / "sizes" / "small.yaml").write_text("image_networks: {vfm: {}}", encoding="utf-8")
     for text, message in (
-        ("smal: {}", r"a\.yaml: image_networks: smal: unknown \(did you mean 'small'\?\); expected small, full"),
+        ("smal: {}", r"a\.yaml: image_networks: smal: unknown \(did you mean 'small'\?\); expected small, coarse, fu"),
         ("small: {unet: {}}", r"a\.yaml: image_networks: unet: unknown; expected vfm"),
     ):
         (tmp_path / "shifts" / "a.yaml").write_text(f"small: {{}}\nimage_networks: {{{text}}}", encoding="utf-8")

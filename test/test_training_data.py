@@ -149,7 +149,7 @@ def test_thermal_pictures_show_the_same_streets_and_leave_other_worlds_their_nam
         ({"place": "dev_b"}, "data.options: target.place"),
     ],
 )
-def test_bad_options_of_the_simulation_are_named_before_anything_is_rendered(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_bad_options_of_the_simulation_are_named_early(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_domains(simulated(tmp_path, **changes))
     assert not list(tmp_path.iterdir())

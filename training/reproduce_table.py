@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Make the tables: train and score what is missing, one CSV line per run, then print them as Markdown.
 
-    python training/reproduce_table.py --benchmark sim --seeds 0 1 --size small --jobs 2
+    python training/reproduce_table.py --benchmark sim --seeds 0 1 2 --size small --jobs 2
     python training/reproduce_table.py --benchmark real --seeds 0 --size full
-    python training/reproduce_table.py --benchmark tuning --seeds 0 1 2 --size small --jobs 2
-    python training/reproduce_table.py --benchmark weak_vfm --seeds 0 1 2 --size small --jobs 2
+    python training/reproduce_table.py --benchmark tuning --seeds 0 1 2 --size coarse --jobs 2
+    python training/reproduce_table.py --benchmark weak_vfm --seeds 0 1 2 --size coarse --jobs 2
 
 Stopped and called again it goes on: finished runs are read from the CSV, an interrupted one continues from its last
 checkpoint. A second stage (ours_pl, xmuda_pl, ours_lora_pl and others) takes its pseudo-labels from the first stage of
@@ -68,7 +68,7 @@ ROWS = (
 )
 TUNING_ROWS = ("ours", "ours_lora", "ours_all_modules", "ours_gate")
 # Where the foundation model is weak on purpose: besides, what frozen and tuned models allow at most, and second stages,
-# in which pseudo-labels of the target reach the modules (`results/tuning_small.md`: in the first it hardly does).
+# in which pseudo-labels of the target reach the modules (`results/tuning.md`: in the first it hardly does).
 WEAK_ROWS = (
     "source_only_ours",
     "target_only_ours",
@@ -87,9 +87,10 @@ BENCHMARKS = {
 }
 UNET_ROWS = ("source_only", "target_only", "xmuda", "xmuda_pl", "xmuda_fuse")
 ABOUT_UNET = (
-    f"Size small: the image network of {', '.join(UNET_ROWS)} is a narrow U-Net (width 16, half the resolution) from "
-    "random weights, and like all rows it goes without xMUDA's colour jitter. "
+    f"The image network of {', '.join(UNET_ROWS)} is a narrow U-Net (width 16, half the resolution) from random "
+    "weights, and like all rows it goes without xMUDA's colour jitter. "
 )
+ABOUT_COARSE = "Images have half the sides that they have in the size small. "
 ABOUT_SMALL = (
     "The foundation model is a stand-in, pre-trained on simulated images. Spreads are over seeds of the training; the "
     "streets are the same."
@@ -180,8 +181,10 @@ class Table:
             self._print_classes()
         if others := others_markdown(arguments.shifts):
             print(f"\n{others}")
-        if arguments.size == "small":
-            print(f"\n{ABOUT_UNET if set(UNET_ROWS) & set(arguments.methods) else ''}{ABOUT_SMALL}")
+        if arguments.size in ("small", "coarse"):
+            about_coarse = ABOUT_COARSE if arguments.size == "coarse" else ""
+            about_unet = ABOUT_UNET if set(UNET_ROWS) & set(arguments.methods) else ""
+            print(f"\n{about_coarse}{about_unet}{ABOUT_SMALL}")
         versions = sorted({code for row in rows for code in row["code_hash"].split("+")})
         if len(versions) > 1:
             print(f"\nThese lines come from {len(versions)} versions of the code: {', '.join(versions)}")

@@ -9,6 +9,8 @@ A recipe is composed of parts of three files, each laid over the former ones, an
     shifts/<shift>.yaml    of `image_networks` that one in that size: what only rows with this network have there
     methods/<method>.yaml  `recipe`: heads, fusion and loss terms, a row of the tables
     shifts/<shift>.yaml    of `methods` the one of that name: what only this row has on this shift
+
+A size that `extends` another has all of that one's parts below its own, in its file and in those of the shifts.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 from xmodal_seg.config import given_value
 from xmodal_seg.training.recipe_settings import Recipe
 
-SIZES = ("small", "full")
+SIZES = ("small", "coarse", "full")
 _SHIFT_PARTS = ("every_size", "image_networks", "methods")
 
 
@@ -33,11 +35,17 @@ def compose(recipes: Path, *, shift: str, method: str, size: str, overrides: Seq
 
     Raises ValueError naming the file that is missing or the key that is wrong.
     """
-    size_file, size_parts = _parts(recipes / "sizes", size, known=("recipe", "image_networks"))
+    size_file, size_parts = _parts(recipes / "sizes", size, known=("recipe", "image_networks", "extends"))
+    sizes = [size]
+    if "extends" in size_parts:
+        sizes.insert(0, size_parts["extends"])
+        _, extended = _parts(recipes / "sizes", sizes[0], known=("recipe", "image_networks"))
+        size_parts = merge(extended, size_parts)
     method_file, method_parts = _parts(recipes / "methods", method, known=("recipe", "image_network"))
     shift_file, shift_parts = _parts(recipes / "shifts", shift, known=(*_SHIFT_PARTS, *SIZES))
-    if size not in shift_parts:
-        raise ValueError(f"{shift_file}: has no part {size!r}; it has {', '.join(shift_parts)}")
+    for part in sizes:
+        if part not in shift_parts:
+            raise ValueError(f"{shift_file}: has no part {part!r}; it has {', '.join(shift_parts)}")
     network = method_parts.get("image_network")
     networks = size_parts.get("image_networks") or {}
     if network not in networks:
@@ -45,9 +53,12 @@ def compose(recipes: Path, *, shift: str, method: str, size: str, overrides: Seq
     layers = (
         size_parts.get("recipe"),
         shift_parts.get("every_size"),
-        shift_parts[size],
+        *(shift_parts[part] for part in sizes),
         networks[network],
-        _of_network(shift_file, shift_parts.get("image_networks") or {}, size=size, network=network, known=networks),
+        *(
+            _of_network(shift_file, shift_parts.get("image_networks") or {}, size=part, network=network, known=networks)
+            for part in sizes
+        ),
         method_parts.get("recipe"),
         (shift_parts.get("methods") or {}).get(method),
     )
