@@ -348,6 +348,15 @@ def test_intensity_range_is_found_from_the_first_sweep(
     np.testing.assert_allclose(found.intensity, one.intensity * largest / expected[1], atol=1e-6)
 
 
+def test_intensity_range_is_found_where_the_first_sweeps_are_spoilt_or_empty(tmp_path: Path) -> None:
+    frames = [frame(number, cameras=()) for number in range(3)]
+    bright = [replace(one, intensity=one.intensity * np.float32(254.0)) for one in frames]
+    write_bag(tmp_path / "bag", [bright[0], bright[1].select(np.array([], dtype=np.int64)), bright[2]])
+    spoilt = spoil(tmp_path / "bag", tmp_path / "spoilt", topic="/points", numbers=[0], change=cut_off)
+    with open_bag(spoilt) as bag:
+        assert intensity_range_of(bag, "/points") == (0.0, 255.0)
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from xmodal_seg.bag_files import Bag, Topic
 from xmodal_seg.bag_writing import CONDITION_TOPIC, GROUND_TRUTH_TOPIC, label_info_topic
@@ -19,6 +20,7 @@ INFO_TYPE = "sensor_msgs/msg/CameraInfo"
 TF_TYPE = "tf2_msgs/msg/TFMessage"
 TEXT_TYPE = "std_msgs/msg/String"
 CONDITIONS = ("day", "twilight", "night")
+INTENSITY_SWEEPS = 20  # looked at until one tells the scale of intensities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +72,17 @@ def find_topics(
 
 
 def intensity_range_of(bag: Bag, points_topic: str) -> tuple[float, float]:
-    """(0, 1) or (0, 255), whichever fits the intensities of the first sweep: sensors use either scale."""
-    for message in bag.messages([points_topic]):
-        intensity = decode_cloud(message.decode(), intensity_range=(0.0, 1e6)).intensity
-        if intensity is not None and intensity.size and float(intensity.max()) * 1e6 > 1.001:
-            return 0.0, 255.0
-        break
+    """(0, 1) or (0, 255), whichever fits the first sweep that can be read and has points: sensors use either scale.
+
+    What is wrong with other sweeps is left to those who read them.
+    """
+    for message in islice(bag.messages([points_topic]), INTENSITY_SWEEPS):
+        try:
+            intensity = decode_cloud(message.decode(), intensity_range=(0.0, 1e6)).intensity
+        except ValueError:
+            continue
+        if intensity is not None and intensity.size:
+            return (0.0, 255.0) if float(intensity.max()) * 1e6 > 1.001 else (0.0, 1.0)
     return 0.0, 1.0
 
 
