@@ -90,7 +90,7 @@ ABOUT_UNET = (
     f"The image network of {', '.join(UNET_ROWS)} is a narrow U-Net (width 16, half the resolution) from random "
     "weights, and like all rows it goes without xMUDA's colour jitter. "
 )
-ABOUT_COARSE = "Images have half the sides that they have in the size small. "
+ABOUT_COARSE = "Images have two thirds of the sides that they have in the size small. "
 ABOUT_SMALL = (
     "The foundation model is a stand-in, pre-trained on simulated images. Spreads are over seeds of the training; the "
     "streets are the same."
