@@ -12,6 +12,7 @@ from tiny_world import tiny_recipe, tiny_values
 
 from xmodal_seg.training.recipe import Recipe, compose, load_recipe, merge, parse_recipe, save_recipe
 from xmodal_seg.training.table_runs import FIRST_STAGE
+from xmodal_seg.training.trainer import build_model
 
 RECIPES = Path(__file__).parent.parent / "training" / "recipes"
 METHODS = sorted(path.stem for path in (RECIPES / "methods").glob("*.yaml"))
@@ -147,6 +148,26 @@ def test_xmudas_own_rows_have_their_own_lambdas_on_simulated_and_real_shifts(tar
         simulated, expected = (composed(shift, method, size).losses for shift in (f"sim_{target}_semkitti", real))
         assert (simulated.lambda_source, simulated.lambda_target) == (expected.lambda_source, expected.lambda_target)
         assert (simulated.lambda_target == 0.01) == (method in ("xmuda", "xmuda_fuse"))
+
+
+def test_another_foundation_model_by_one_setting_leaves_nothing_of_the_stand_in() -> None:
+    name = "vit_small_patch14_dinov2.lvd142m"
+    for method in ("ours", "ours_gate"):
+        stand_in = composed("sim_dev", method, "small").model.image_backbone
+        another = composed("sim_dev", method, "small", f"model.image_backbone.name={name}").model.image_backbone
+        assert (another.name, another.weights, another.model_args, another.cells_per_patch) == (name, "hub", {}, 1)
+        assert (another.tuning, another.feature_norm) == (stand_in.tuning, stand_in.feature_norm)
+        random = [f"model.image_backbone.{setting}" for setting in ("weights=none", f"name={name}")]
+        assert composed("sim_dev", method, "small", *random).model.image_backbone.weights == "none"
+        same = composed("sim_dev", method, "small", f"model.image_backbone.name={stand_in.name}")
+        assert same.model.image_backbone == stand_in
+
+
+@pytest.mark.parametrize(("method", "millions"), [("ours", 1.7), ("ours_another_vfm", 0.9)])
+def test_networks_of_the_size_small_are_built_as_shipped(method: str, millions: float) -> None:
+    model = build_model(composed("sim_dev", method, "small"))  # loads the shipped weights, which must fit
+    numbers = sum(values.numel() for values in model.image_backbone.parameters())
+    assert numbers / 1e6 == pytest.approx(millions, abs=0.1)
 
 
 def test_merge_replaces_lists_and_joins_mappings() -> None:

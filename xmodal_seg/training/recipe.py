@@ -27,6 +27,7 @@ from xmodal_seg.config import given_value
 from xmodal_seg.training.recipe_settings import Recipe
 
 SIZES = ("small", "coarse", "full")
+_OF_ONE_NETWORK = ("weights", "checkout", "model_args", "cells_per_patch")
 _SHIFT_PARTS = ("every_size", "image_networks", "methods")
 
 
@@ -72,8 +73,12 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def parse_recipe(values: Mapping[str, Any], *, overrides: Sequence[str] = (), where: str) -> Recipe:
-    """Validate; ValueError in one sentence that names each wrong key and the nearest one that exists."""
-    values = merge(values, *(_override(text) for text in overrides))
+    """Validate; ValueError in one sentence that names each wrong key and the nearest one that exists.
+
+    An override of `model.image_backbone.name` takes with it what belongs to the former network alone.
+    """
+    changes = merge(*(_override(text) for text in overrides))
+    values = merge(_without_replaced_network(values, changes), changes)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
@@ -156,6 +161,20 @@ def _of_network(
                 nearest = _nearest(name, expected)
                 raise ValueError(f"{path}: image_networks: {name}: unknown{nearest}; expected {', '.join(expected)}")
     return (by_size.get(size) or {}).get(network) or {}
+
+
+def _without_replaced_network(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` without the weights and arguments of an image network that `changes` replace by one of another name."""
+    former, new = (
+        model.get("image_backbone") if isinstance(model := of.get("model"), Mapping) else None
+        for of in (values, changes)
+    )
+    if not isinstance(former, Mapping) or not isinstance(new, Mapping):
+        return dict(values)
+    if new.get("name", former.get("name")) == former.get("name"):
+        return dict(values)
+    kept = {key: value for key, value in former.items() if key not in _OF_ONE_NETWORK}
+    return {**values, "model": {**values["model"], "image_backbone": kept}}
 
 
 def _override(text: str) -> dict[str, Any]:
