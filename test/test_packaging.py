@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import shutil
 import subprocess
@@ -17,6 +18,8 @@ from typing import Any
 
 import pytest
 from packaging_facts import ROOT, is_ros, read_setup
+
+from xmodal_seg.training.recipe import compose
 
 PACKAGE = "xmodal_seg"
 # rosdep itself needs the network and a ROS installation. These keys were looked up in ros/rosdistro at commit 8468e88
@@ -199,6 +202,21 @@ def test_a_wheel_holds_everything(tmp_path: Path) -> None:
 def test_shipped_weights_are_small() -> None:
     weights = (ROOT / PACKAGE / "assets").rglob("*.safetensors")
     assert 10e6 < sum(path.stat().st_size for path in weights) <= 16e6
+
+
+@pytest.mark.parametrize("bank", ["day", "night"])
+def test_kitti_banks_are_from_the_committed_recipes(bank: str) -> None:
+    """Those of `nuscenes` are older than what a recipe's hash has been since."""
+    checkpoint = ROOT / PACKAGE / "assets" / "checkpoints" / "kitti" / "checkpoint.json"
+    told = json.loads(checkpoint.read_text(encoding="utf-8"))["metadata"]["banks"][bank]
+    recipe = compose(
+        ROOT / "training" / "recipes",
+        shift=told["shift"],
+        method=told["method"],
+        size="small",
+        overrides=[f"seed={told['seed']}"],
+    )
+    assert (recipe.result_hash(), recipe.optim.steps) == (told["recipe_hash"], told["steps"])
 
 
 def _copy_of_sources(source: Path) -> Path:
