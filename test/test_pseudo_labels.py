@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from xmodal_seg.structures import Head
 from xmodal_seg.training.data.dataset import Domains
 from xmodal_seg.training.data.tasks import open_domains
 from xmodal_seg.training.pseudo_labels import PseudoLabelStore, class_thresholds, make_pseudo_labels, refine
-from xmodal_seg.training.run import set_up
+from xmodal_seg.training.run import evaluate_run, set_up, train
 from xmodal_seg.training.sampler import batch_indices
 from xmodal_seg.training.streams import DomainStream, EvaluationBatches, InputSettings
 
@@ -157,4 +158,13 @@ def test_what_does_not_fit_is_refused(folder: Path, domains: Domains, root: Path
 def test_missing_labels_are_told_before_data_are_opened(tmp_path: Path) -> None:
     taught = tiny_recipe(tmp_path / "no_world", losses={"lambda_pl": 1.0}, data={"pseudo_labels": tmp_path / "none"})
     with pytest.raises(ValueError, match=r"data.pseudo_labels: .*none holds none"):
-        set_up(taught)
+        train(taught, tmp_path / "run")
+
+
+def test_a_finished_run_is_scored_without_the_labels_that_taught_it(folder: Path, root: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    shutil.copytree(folder, labels)
+    taught = tiny_recipe(root, losses={"lambda_pl": 1.0}, data={"pseudo_labels": labels}, optim={"steps": 2})
+    train(taught, tmp_path / "run")
+    shutil.rmtree(labels)
+    assert evaluate_run(tmp_path / "run")["test"]

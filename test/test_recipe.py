@@ -161,6 +161,8 @@ def test_another_foundation_model_by_one_setting_leaves_nothing_of_the_stand_in(
         assert composed("sim_dev", method, "small", *random).model.image_backbone.weights == "none"
         same = composed("sim_dev", method, "small", f"model.image_backbone.name={stand_in.name}")
         assert same.model.image_backbone == stand_in
+    with pytest.raises(ValueError, match="xMUDA's U-Net, which has no place for 'vit_small"):
+        composed("sim_dev", "xmuda", "small", f"model.image_backbone.name={name}")
 
 
 @pytest.mark.parametrize(("method", "millions"), [("ours", 1.7), ("ours_another_vfm", 0.9)])

@@ -81,7 +81,9 @@ def intensity_range_of(bag: Bag, points_topic: str) -> tuple[float, float]:
             intensity = decode_cloud(message.decode(), intensity_range=(0.0, 1e6)).intensity
         except ValueError:
             continue
-        if intensity is not None and intensity.size:
+        if intensity is None:
+            break
+        if intensity.size and intensity.max() > 0:
             return (0.0, 255.0) if float(intensity.max()) * 1e6 > 1.001 else (0.0, 1.0)
     return 0.0, 1.0
 

@@ -245,7 +245,9 @@ def read_index(folder: Path) -> dict[str, Any]:
     """What a folder of pseudo-labels says of itself; ValueError if it holds none."""
     path = folder / INDEX_FILE
     if not path.is_file():
-        raise ValueError(f"data.pseudo_labels: {folder} holds none ({INDEX_FILE} is missing)")
+        raise ValueError(
+            f"data.pseudo_labels: {folder} holds none ({INDEX_FILE} is missing); make them with make_pseudo_labels.py"
+        )
     index = json.loads(path.read_text(encoding="utf-8"))
     if index.get("format") != FORMAT:
         raise ValueError(f"{path}: expected format {FORMAT}, got {index.get('format')}")

@@ -173,6 +173,11 @@ def _without_replaced_network(values: Mapping[str, Any], changes: Mapping[str, A
         return dict(values)
     if new.get("name", former.get("name")) == former.get("name"):
         return dict(values)
+    if former.get("kind") == "unet" and "kind" not in new:
+        raise ValueError(
+            f"model.image_backbone.name: this row has xMUDA's U-Net, which has no place for {new['name']!r}; choose a "
+            "method on a foundation model, or set model.image_backbone.kind too"
+        )
     kept = {key: value for key, value in former.items() if key not in _OF_ONE_NETWORK}
     return {**values, "model": {**values["model"], "image_backbone": kept}}
 

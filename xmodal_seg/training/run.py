@@ -94,11 +94,6 @@ def set_up(recipe: Recipe, *, single: bool = False) -> Setup:
     """
     if recipe.accelerator == "gpu" and not torch.cuda.is_available():
         raise ValueError("accelerator: 'gpu' asked for, but torch sees none")
-    # What is wrong with these is said before a world is made.
-    if recipe.start_from is not None:
-        load_checkpoint(recipe.start_from)
-    if recipe.losses.lambda_pl > 0 and recipe.data.pseudo_labels is not None:
-        read_index(recipe.data.pseudo_labels)
     domains = open_domains(recipe)
     fabric = build_fabric(recipe, single=single)
     model = build_model(recipe).to(fabric.device)
@@ -125,11 +120,20 @@ def train(recipe: Recipe, out: Path, *, console: Console | None = None) -> Train
     """
     if (out / STATE_FILE).is_file() and (out / RECIPE_FILE).is_file():
         check_same_result(load_recipe(out / RECIPE_FILE), recipe, where=out)
+    _check_former_stage(recipe)
     setup = set_up(recipe)
     with alone(out) if setup.fabric.global_rank == 0 else nullcontext():
         trainer = make_trainer(setup, out, console=console)
         trainer.fit()
     return trainer
+
+
+def _check_former_stage(recipe: Recipe) -> None:
+    """Raises ValueError for what is wrong with weights and labels to begin with, before a world is made."""
+    if recipe.start_from is not None:
+        load_checkpoint(recipe.start_from)
+    if recipe.losses.lambda_pl > 0 and recipe.data.pseudo_labels is not None:
+        read_index(recipe.data.pseudo_labels)
 
 
 def evaluate_run(run: Path, *, console: Console | None = None) -> dict[str, Any]:
