@@ -46,7 +46,8 @@ def compose(recipes: Path, *, shift: str, method: str, size: str, overrides: Seq
     shift_file, shift_parts = _parts(recipes / "shifts", shift, known=(*_SHIFT_PARTS, *SIZES))
     for part in sizes:
         if part not in shift_parts:
-            raise ValueError(f"{shift_file}: has no part {part!r}; it has {', '.join(shift_parts)}")
+            there = ", ".join(name for name in SIZES if name in shift_parts)
+            raise ValueError(f"{shift_file}: has no part {part!r}; of the sizes it has {there or 'none'}")
     network = method_parts.get("image_network")
     networks = size_parts.get("image_networks") or {}
     if network not in networks:
