@@ -255,7 +255,10 @@ def test_unknown_part_of_a_file(tmp_path: Path) -> None:
         compose(tmp_path, shift="a", method="a", size="small")
     (tmp_path / "sizes" / "small.yaml").write_text("image_networks: {vfm: {}}", encoding="utf-8")
     for text, message in (
-        ("smal: {}", r"a\.yaml: image_networks: smal: unknown \(did you mean 'small'\?\); expected small, coarse, fu"),
+        (
+            "smal: {}",
+            r"a\.yaml: image_networks: smal: unknown \(did you mean 'small'\?\); expected small, coarse, full",
+        ),
         ("small: {unet: {}}", r"a\.yaml: image_networks: unet: unknown; expected vfm"),
     ):
         (tmp_path / "shifts" / "a.yaml").write_text(f"small: {{}}\nimage_networks: {{{text}}}", encoding="utf-8")
